@@ -1,0 +1,6 @@
+//! nodens answers DNS on every node of a cluster.
+pub mod clock;
+pub mod config;
+pub mod dns;
+pub mod metrics;
+pub mod upstream;
