@@ -3,4 +3,6 @@ pub mod clock;
 pub mod config;
 pub mod dns;
 pub mod metrics;
+pub mod pulse;
+pub mod shutdown;
 pub mod upstream;

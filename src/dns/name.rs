@@ -53,7 +53,7 @@ impl Name {
     /// # Errors
     /// [`NameError`] says which rule of RFC 1035 §2.3.4 or §5.1 is broken.
     pub fn from_text(text: &str) -> Result<Self, NameError> {
-        let text = text.as_bytes();
+        let text = if text == "." { &[] } else { text.as_bytes() };
         let mut out = Vec::with_capacity(text.len() + 2);
         let mut length_at = 0;
         out.push(0);
@@ -63,9 +63,6 @@ impl Name {
                 b'.' => {
                     at += 1;
                     if out.len() - length_at == 1 {
-                        if text.len() == 1 {
-                            break;
-                        }
                         return Err(NameError::EmptyLabel);
                     }
                     length_at = out.len();

@@ -118,19 +118,16 @@ impl Encoded {
 
     /// Clears the id, caps the TTLs, folds owner names that repeat the question.
     fn normalise(&mut self) {
-        let opt_counted = wire::u16_at(&self.wire, 10).unwrap_or_default();
-        let kept = self.marks.iter().filter(|m| m.section == Section::Additional).count();
-        debug_assert!(usize::from(opt_counted) >= kept);
         wire::put_u16(&mut self.wire, 0, 0);
-        wire::put_u16(&mut self.wire, 10, u16::try_from(kept).unwrap_or(opt_counted));
+        write_counts(&self.marks, false, &mut self.wire);
         let (head, records) = self.wire.split_at_mut(self.question_end);
         let qname = &head[HEADER_LEN..self.question_end - 4];
         for mark in &self.marks {
             let start = usize::from(mark.start) - self.question_end;
-            if let Some(owner) = records.get_mut(start..start + qname.len()) {
-                if owner.eq_ignore_ascii_case(qname) {
-                    wire::fold(owner);
-                }
+            if let Some(owner) = records.get_mut(start..start + qname.len())
+                && owner.eq_ignore_ascii_case(qname)
+            {
+                wire::fold(owner);
             }
         }
         self.map_ttls(|ttl| ttl);
@@ -291,7 +288,7 @@ impl Encoded {
             let high = u8::try_from(self.rcode.0 >> 4).unwrap_or_default();
             end = edns::write_opt(out, end, high, query.dnssec_ok(), options);
         }
-        self.write_counts(kept, query.edns().is_some(), out);
+        write_counts(&self.marks[..kept], query.edns().is_some(), out);
         end
     }
 
@@ -347,17 +344,17 @@ impl Encoded {
             Aging::Stale => marks.for_each(|at| wire::put_u32(out, at, Ttl::STALE.as_secs())),
         }
     }
+}
 
-    /// Writes the section counts for the first `kept` records and, with `opt`, the OPT record.
-    fn write_counts(&self, kept: usize, opt: bool, out: &mut [u8]) {
-        let mut counts = [0u16; 3];
-        for mark in self.marks.iter().take(kept) {
-            counts[mark.section as usize] += 1;
-        }
-        counts[2] += u16::from(opt);
-        for (index, count) in counts.into_iter().enumerate() {
-            wire::put_u16(out, 6 + 2 * index, count);
-        }
+/// Writes the section counts for the records of `marks` and, with `opt`, the OPT record.
+fn write_counts(marks: &[Mark], opt: bool, out: &mut [u8]) {
+    let mut counts = [0u16; 3];
+    for mark in marks {
+        counts[mark.section as usize] += 1;
+    }
+    counts[2] += u16::from(opt);
+    for (index, count) in counts.into_iter().enumerate() {
+        wire::put_u16(out, 6 + 2 * index, count);
     }
 }
 
