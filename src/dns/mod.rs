@@ -12,6 +12,7 @@ pub mod name;
 pub mod query;
 pub mod response;
 pub mod ttl;
+mod walk;
 pub mod wire;
 
 use std::fmt;

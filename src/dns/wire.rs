@@ -1,6 +1,13 @@
 //! Reading and writing DNS wire form by offset, without panics and without allocation.
 
+use std::ops::Range;
+
 use super::{HEADER_LEN, MAX_NAME_LEN};
+
+/// How many compression pointers one name may take: as many as it can have labels.
+///
+/// A chain of pointers to pointers would make 64 KiB of message cost tens of millions of steps.
+const MAX_POINTERS: usize = 127;
 
 /// Header bits that nodens reads or writes, as they stand in the 16-bit flags word.
 ///
@@ -58,7 +65,8 @@ pub fn skip_name(wire: &[u8], mut at: usize) -> Option<usize> {
             0xc0..=0xff => return wire.get(at + 1).map(|_| at + 2),
             _ => return None,
         }
-        if at - start > MAX_NAME_LEN {
+        // Another byte at least must follow: the root label.
+        if at - start >= MAX_NAME_LEN {
             return None;
         }
     }
@@ -85,11 +93,21 @@ pub fn skip_plain_name(wire: &[u8], mut at: usize) -> Option<usize> {
 /// Expands the name at `at` into `out`, case kept; gives back its length in wire form.
 ///
 /// Pointers must go backwards, as RFC 1035 §4.1.4 has it ("a prior occurrence"), so a loop ends.
-/// `None` when the name is malformed or longer than 255 bytes.
+/// `None` when the name is malformed, longer than 255 bytes, or takes more than 127 pointers.
 pub fn expand_name(wire: &[u8], at: usize, out: &mut [u8; MAX_NAME_LEN]) -> Option<usize> {
-    let mut at = at;
-    let mut barrier = at;
+    expand_name_where(wire, at, out, |_| true)
+}
+
+/// As [`expand_name`], and `None` too when `admits` refuses one of the stretches of bytes that the name lies in.
+pub fn expand_name_where(
+    wire: &[u8],
+    mut at: usize,
+    out: &mut [u8; MAX_NAME_LEN],
+    admits: impl Fn(Range<usize>) -> bool,
+) -> Option<usize> {
+    let mut stretch = at;
     let mut len = 0;
+    let mut pointers = 0;
     loop {
         let head = *wire.get(at)?;
         match head {
@@ -97,18 +115,19 @@ pub fn expand_name(wire: &[u8], at: usize, out: &mut [u8; MAX_NAME_LEN]) -> Opti
                 let label = wire.get(at..at + 1 + usize::from(head))?;
                 out.get_mut(len..len + label.len())?.copy_from_slice(label);
                 len += label.len();
-                if head == 0 {
-                    return Some(len);
-                }
                 at += label.len();
+                if head == 0 {
+                    return admits(stretch..at).then_some(len);
+                }
             }
             0xc0..=0xff => {
                 let target = usize::from(u16_at(wire, at)? & 0x3fff);
-                if target >= barrier || target < HEADER_LEN {
+                pointers += 1;
+                let backwards = (HEADER_LEN..stretch).contains(&target);
+                if !backwards || pointers > MAX_POINTERS || !admits(stretch..at + 2) {
                     return None;
                 }
-                barrier = target;
-                at = target;
+                (at, stretch) = (target, target);
             }
             _ => return None,
         }
@@ -147,6 +166,18 @@ pub fn record_at(wire: &[u8], at: usize) -> Option<RecordAt> {
     (end <= wire.len()).then_some(RecordAt { start: at, fixed, rdata, end, rtype, class })
 }
 
+/// Tells whether the records at `one` and `other` have the same owner name, type and class.
+pub fn is_one_rrset(wire: &[u8], one: usize, other: usize) -> bool {
+    let key = |at| {
+        let record = record_at(wire, at)?;
+        let mut owner = [0; MAX_NAME_LEN];
+        let len = expand_name(wire, at, &mut owner)?;
+        fold(&mut owner[..len]);
+        Some((owner, record.rtype, record.class))
+    };
+    key(one).is_some_and(|one| key(other) == Some(one))
+}
+
 /// Folds ASCII upper case to lower case, the only case DNS knows (RFC 4343).
 ///
 /// Length bytes of labels are at most 63 and so never touched.
@@ -166,6 +197,26 @@ mod tests {
         assert_eq!(expand_name(&wire, 12, &mut out), None);
         wire.extend([1, b'a', 0xc0, 14]);
         assert_eq!(expand_name(&wire, 14, &mut out), None);
+    }
+
+    #[test]
+    fn a_name_has_255_bytes_with_its_root_label_or_is_malformed() {
+        for (last, fits) in [(61, true), (62, false)] {
+            let mut wire = [&[63u8][..], &[b'a'; 63]].concat().repeat(3);
+            wire.push(last);
+            wire.extend(vec![b'b'; last.into()]);
+            wire.push(0);
+            assert_eq!(skip_name(&wire, 0).is_some(), fits, "{}", wire.len());
+            assert_eq!(skip_plain_name(&wire, 0).is_some(), fits, "{}", wire.len());
+            assert_eq!(expand_name(&wire, 0, &mut [0; MAX_NAME_LEN]).is_some(), fits);
+        }
+    }
+
+    #[test]
+    fn numbers_at_the_end_of_the_address_space_are_absent() {
+        for at in [usize::MAX, usize::MAX - 1, usize::MAX - 3, 2] {
+            assert_eq!((u16_at(&[0; 3], at), u32_at(&[0; 3], at)), (None, None));
+        }
     }
 
     #[test]
