@@ -1,0 +1,50 @@
+//! Unbound as a second opinion: the same job as nodens, in front of the same upstream.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::message::{ask, qtype};
+use super::place::{Place, free_port, until};
+use super::process::{Process, command};
+use super::wire::Udp;
+
+/// A running unbound that forwards everything to one upstream.
+#[derive(Debug)]
+pub struct Unbound {
+    pub address: SocketAddr,
+    _process: Process,
+    _place: Place,
+}
+
+impl Unbound {
+    /// Starts it in front of `upstream`: no validation, no minimisation, no built-in zones for our names.
+    pub fn before(upstream: SocketAddr) -> Self {
+        let (place, port) = (Place::new(), free_port());
+        let text = format!(
+            "server:\n  interface: 127.0.0.1@{port}\n  access-control: 127.0.0.0/8 allow\n  \
+             chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n  directory: {:?}\n  use-syslog: no\n  \
+             do-daemonize: no\n  do-not-query-localhost: no\n  module-config: iterator\n  \
+             num-threads: 1\n  qname-minimisation: no\n  aggressive-nsec: no\n  \
+             rrset-roundrobin: no\n  minimal-responses: no\n  unblock-lan-zones: yes\n  \
+             local-zone: 2.0.192.in-addr.arpa. nodefault\n  \
+             local-zone: 8.b.d.0.1.0.0.2.ip6.arpa. nodefault\n\
+             forward-zone:\n  name: .\n  forward-addr: {}@{}\n\
+             remote-control:\n  control-enable: no\n",
+            place.as_path().display(),
+            upstream.ip(),
+            upstream.port()
+        );
+        let config = place.write("unbound.conf", &text);
+        let mut unbound = command("unbound");
+        unbound.args(["-d", "-c"]).arg(config);
+        let process = Process::start(unbound, &place.path("log"));
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let answers = || {
+            let (socket, question) = (Udp::to(address), ask("www.example.org", qtype::A));
+            let sent = socket.0.send(&question.to_wire()).is_ok();
+            sent && socket.answer_to(question.id, Duration::from_millis(200)).is_some()
+        };
+        assert!(until(Duration::from_secs(20), answers), "unbound: {}", process.log());
+        Self { address, _process: process, _place: place }
+    }
+}

@@ -1,0 +1,9 @@
+//! nodens against real parts: the executable, Knot DNS, dnsperf, tcpdump, unbound, C libraries.
+//!
+//! `harness` starts and ends the parts; the other modules are tests, filed by subject, `conformance` by RFC.
+
+// The harness stands before the tests that will use all of it.
+#![allow(dead_code, unused_imports)]
+
+mod harness;
+mod upstreams;
