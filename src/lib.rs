@@ -5,4 +5,5 @@ pub mod dns;
 pub mod metrics;
 pub mod pulse;
 pub mod shutdown;
+pub mod telemetry;
 pub mod upstream;
