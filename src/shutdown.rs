@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown(Arc<State>);
 
+/// What all clones of a [`Shutdown`] share.
 #[derive(Debug, Default)]
 struct State {
     begun: AtomicBool,
@@ -58,6 +59,7 @@ impl Shutdown {
         tokio::time::timeout(deadline, done).await.is_ok()
     }
 
+    /// Completes when `holds` does; asked again at each change.
     async fn wait_until(&self, holds: impl Fn(&State) -> bool) {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());

@@ -87,10 +87,12 @@ impl<'a> QueryView<'a> {
         self.wire.get(HEADER_LEN..self.question_end).unwrap_or_default()
     }
 
+    /// The question's type.
     pub fn qtype(&self) -> Qtype {
         Qtype(wire::u16_at(self.wire, self.question_end - 4).unwrap_or_default())
     }
 
+    /// The question's class.
     pub fn qclass(&self) -> Qclass {
         Qclass(wire::u16_at(self.wire, self.question_end - 2).unwrap_or_default())
     }
@@ -110,6 +112,7 @@ impl<'a> QueryView<'a> {
         self.flags() & flag::CD != 0
     }
 
+    /// Tells whether the stub resolver wants the work done for it (RD).
     pub fn recursion_desired(&self) -> bool {
         self.flags() & flag::RD != 0
     }

@@ -140,6 +140,7 @@ impl Encoded {
         }
     }
 
+    /// The response code, its extended bits included.
     pub fn rcode(&self) -> Rcode {
         self.rcode
     }
@@ -172,6 +173,7 @@ impl Encoded {
         self.with_flag(flag::AD, authentic)
     }
 
+    /// Sets or clears one bit of the flags word.
     fn with_flag(mut self, bit: u16, set: bool) -> Self {
         let flags = if set { self.flags() | bit } else { self.flags() & !bit };
         wire::put_u16(&mut self.wire, 2, flags);
