@@ -48,7 +48,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["socket2", "libc"], &["src/serve/socket.rs", "src/upstream/ports.rs"]),
     (&["moka"], &["src/cache/mod.rs"]),
     (&["axum"], &["src/admin/"]),
-    (&["prometheus_client"], &["src/admin/", "src/metrics.rs"]),
+    (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),
     (&["toml"], &["src/config/"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
@@ -67,7 +67,7 @@ const EMPTY_NAMES: &[&str] =
 
 /// Words that have a better one, with the phrases in which they are right.
 const WORDS: &[(&str, &str, &[&str])] = &[
-    ("client", "stub resolver", &["client subnet"]),
+    ("client", "stub resolver", &["client subnet", "prometheus_client"]),
     ("clients", "stub resolvers", &[]),
     ("backend", "upstream", &[]),
     ("proxy", "forward", &[]),
@@ -332,10 +332,12 @@ fn is_item(line: &str) -> bool {
     }
 }
 
-/// Whether the lines above an item end in a doc comment, attributes and derives skipped.
+/// Whether the lines above an item end in a doc comment, attributes and derives skipped; constants in
+/// a row share the headline of the first.
 fn has_headline(above: &[&str]) -> bool {
     let mut in_attribute = false;
-    for line in above.iter().rev().map(|line| line.trim()) {
+    let is_const = |line: &&&str| line.trim_start_matches("pub ").starts_with("const ");
+    for line in above.iter().rev().skip_while(is_const).map(|line| line.trim()) {
         in_attribute |= line.ends_with(")]") && !line.starts_with("#[");
         match line {
             _ if line.starts_with("#[") => in_attribute = false,
@@ -389,6 +391,18 @@ fn check_traces(source: &Source) -> Vec<String> {
                 .push(format!("line {}: means something on one machine only: {text}", line + 1));
         }
     }
+    complaints
+}
+
+/// Rows that a table of the README lacks, and rows of it that nothing stands behind.
+///
+/// A row of `rows` is a whole line; rows of the README are those that begin as `kind` does.
+fn check_table(readme: &str, rows: &[String], kind: &str) -> Vec<String> {
+    let written: Vec<&str> = readme.lines().filter(|line| line.starts_with(kind)).collect();
+    let missing = rows.iter().filter(|row| !written.contains(&row.as_str()));
+    let mut complaints: Vec<_> = missing.map(|row| format!("missing: {row}")).collect();
+    let stale = written.iter().filter(|line| !rows.iter().any(|row| row == *line));
+    complaints.extend(stale.map(|line| format!("nothing stands behind: {line}")));
     complaints
 }
 
@@ -524,6 +538,7 @@ fn every_item_has_a_headline() {
         "//! Doc.\n/// A.\n#[derive(Debug)]\n#[serde(\n    a,\n)]\nstruct A;",
         "//! Doc.\nimpl<T> A\n    for B<T> {\n    fn a() {}\n}",
         "//! Doc.\npub mod a;\nimpl A {\n    pub const B: u8 = 1;\n}",
+        "//! Doc.\n/// Places.\nconst A: u8 = 1;\nconst B: u8 = 1;",
     ] {
         must_pass(check_headlines, "src/dns/name.rs", text);
     }
@@ -555,6 +570,27 @@ fn nothing_points_at_one_machine_or_tracker() {
     must_pass(check_traces, "README.md", "/etc/nodens, target/tmp/x, an issue of /tmp");
     let ends = [".rs", ".md", ".toml", ".sh", ".yml", ".yaml", "run", "nightly"];
     hold(&files(&[""], &ends), check_traces);
+}
+
+#[test]
+fn the_readme_lists_every_metric() {
+    let row = |(name, kind, help): &(&str, &str, &str)| format!("| `{name}` | {kind} | {help} |");
+    let rows: Vec<String> = nodens::metrics::TABLE.iter().map(row).collect();
+    let complaints = |readme: &str| {
+        ["| `coredns_", "| `nodens_"]
+            .iter()
+            .flat_map(|kind| {
+                let rows: Vec<String> =
+                    rows.iter().filter(|row| row.starts_with(kind)).cloned().collect();
+                check_table(readme, &rows, kind)
+            })
+            .collect::<Vec<_>>()
+    };
+    let readme = include_str!("../README.md");
+    assert_eq!(complaints("").len(), rows.len(), "blind to a missing metric");
+    let invented = format!("{readme}\n| `nodens_invented_total` | counter | Nothing. |\n");
+    assert!(!complaints(&invented).is_empty(), "blind to an invented metric");
+    assert_eq!(complaints(readme), Vec::<String>::new());
 }
 
 #[test]

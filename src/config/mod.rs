@@ -206,6 +206,7 @@ pub struct Log {
     pub queries: f64,
 }
 
+/// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,

@@ -41,7 +41,7 @@ pub(super) const SIZE_BUCKETS: usize = SIZE_BOUNDS.len() + 1;
 /// Where [`super::Origin::Hit`] and its siblings lie in a row of responses.
 pub(super) const ORIGINS: usize = 6;
 
-// The offsets of the tables inside one zone's array. A histogram's sum follows its buckets.
+/// The offsets of the tables inside one zone's array. A histogram's sum follows its buckets.
 const REQUESTS: usize = 0;
 const DO_REQUESTS: usize = REQUESTS + 4 * TYPE_LABELS.len();
 const RESPONSES: usize = DO_REQUESTS + 1;
