@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[&[&str]] = &[
     &["clock", "dns", "netlink", "shutdown", "pulse"],
     &["metrics"], // counts names and types, so it stands on dns
-    &["config", "telemetry"],
+    &["config"],
+    &["telemetry"], // takes its level and form as `config::Log`
     &["cache", "cluster", "upstream", "intercept"],
     &["resolve"],
     &["serve", "admin"],
@@ -51,8 +52,9 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),
     (&["toml"], &["src/config/"]),
+    (&["serde_json"], &["src/admin/", "src/cli/"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
-    (&["rand"], &["src/upstream/", "src/resolve/", "src/stub/"]),
+    (&["rand"], &["src/upstream/", "src/resolve/", "src/stub/", "src/telemetry.rs"]),
 ];
 
 /// Crates that any file may name.
