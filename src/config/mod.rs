@@ -1,6 +1,22 @@
-//! The configuration as used. `spec` is the configuration as written.
+//! The configuration as used, and how it comes about: [`spec`] is the configuration as written.
 //!
-//! Everything in [`Config`] is already valid: nothing is checked again later.
+//! Everything in [`Config`] is already valid: nothing is checked again later. [`load`] lays the layers
+//! on one another, [`build`] turns what is written into what is used, [`keys`] lists every key.
+
+pub mod bounds;
+mod build;
+mod effective;
+pub mod endpoint;
+pub mod error;
+pub mod forms;
+pub mod host;
+pub mod keys;
+pub mod load;
+pub mod loops;
+mod reader;
+pub mod resolv_conf;
+pub mod spec;
+mod zones;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,6 +24,12 @@ use std::time::Duration;
 
 use crate::dns::Qtype;
 use crate::dns::name::Name;
+
+pub use build::ADMIN_SOCKET;
+pub use error::{ConfigError, ConfigErrors};
+pub use load::{Inputs, Sources, load};
+pub use loops::loops;
+pub use spec::Flags;
 
 /// The effective configuration: one value, made whole at start and at each reload.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,6 +11,7 @@ pub mod edns;
 pub mod name;
 pub mod query;
 pub mod response;
+pub mod text;
 pub mod ttl;
 mod walk;
 pub mod wire;

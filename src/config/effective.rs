@@ -1,0 +1,291 @@
+//! Config → TOML: the effective configuration, in a form that loads to the same [`Config`].
+
+use std::fmt::Write;
+
+use super::forms::{write_duration, write_network, write_size};
+use super::{
+    Admin, Cache, Config, Forward, Listen, Local, Log, LogFormat, PortPolicy, Serve, StaticRecord,
+    UpstreamSource, zones,
+};
+
+/// Keys with their values as TOML; `None` stands for a default that TOML cannot say.
+type Values = Vec<(&'static str, Option<String>)>;
+
+impl Config {
+    /// Writes every key with its value; a key whose default is no value is written as a comment.
+    pub fn to_toml(&self) -> String {
+        let mut out = String::new();
+        let tables = [
+            ("", top(self)),
+            ("[serve]", serve(&self.serve)),
+            ("[cache]", cache(&self.cache)),
+            ("[local]", local(&self.local)),
+            ("[intercept]", vec![("intercept.mode", Some(quote("none")))]),
+            ("[admin]", admin(&self.admin)),
+            ("[log]", log(&self.log)),
+        ];
+        for (head, values) in &tables {
+            write_table(&mut out, head, values);
+        }
+        for zone in &self.forward {
+            write_table(&mut out, "[[forward]]", &forward(zone));
+        }
+        out
+    }
+}
+
+/// Writes one table: its head where it has one, then its keys.
+fn write_table(out: &mut String, head: &str, values: &Values) {
+    let write = |out: &mut String| {
+        if !head.is_empty() {
+            writeln!(out, "\n{head}")?;
+        }
+        for (name, value) in values {
+            let key = name.rsplit('.').next().unwrap_or(name);
+            match value {
+                Some(value) => writeln!(out, "{key} = {value}")?,
+                None => writeln!(out, "# {key}: {}", default_of(name))?,
+            }
+        }
+        std::fmt::Result::Ok(())
+    };
+    write(out).expect("writing to a text does not fail");
+}
+
+/// What the table of keys says about a key's default.
+fn default_of(name: &str) -> &'static str {
+    super::keys::find(name).map_or("", |key| key.default)
+}
+
+/// A text as TOML.
+fn quote(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// A list of values that are TOML already.
+fn list(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+/// The keys outside of tables.
+fn top(config: &Config) -> Values {
+    let ports = &config.upstream_ports;
+    let allow = config.allow.as_ref();
+    let root = config.forward.iter().find(|forward| forward.zone.is_root());
+    let resolv_conf = root.and_then(|root| match &root.upstreams {
+        UpstreamSource::ResolvConf(path) => Some(quote(&path.to_string_lossy())),
+        UpstreamSource::Fixed(_) => None,
+    });
+    vec![
+        ("listen", Some(list(config.listen.iter().map(listen)))),
+        (
+            "allow",
+            allow.map(|networks| {
+                list(networks.iter().map(|network| quote(&write_network(network))))
+            }),
+        ),
+        ("upstream_ports", Some(quote(&format!("{}-{}", ports.first, ports.last)))),
+        ("upstream_mark", Some(format!("{:#x}", config.upstream_mark))),
+        ("resolv_conf", Some(resolv_conf.unwrap_or_else(|| quote(zones::RESOLV_CONF)))),
+    ]
+}
+
+/// An address to listen on, as a text where that says all.
+fn listen(listen: &Listen) -> String {
+    let address = quote(&listen.address.to_string());
+    if listen.required && listen.device.is_none() {
+        return address;
+    }
+    let mut table = format!("{{ address = {address}");
+    if let Some(device) = &listen.device {
+        let _ = write!(table, ", device = {}", quote(device));
+    }
+    if !listen.required {
+        table.push_str(", required = false");
+    }
+    table + " }"
+}
+
+/// `[serve]`
+fn serve(serve: &Serve) -> Values {
+    let size = |bytes: usize| Some(quote(&write_size(u64::try_from(bytes).unwrap_or(u64::MAX))));
+    let count = |count: usize| Some(count.to_string());
+    vec![
+        ("serve.threads", count(serve.threads)),
+        ("serve.resolver_threads", count(serve.resolver_threads)),
+        ("serve.receive_buffer", size(serve.receive_buffer)),
+        ("serve.send_buffer", size(serve.send_buffer)),
+        ("serve.udp_payload", count(serve.udp_payload.into())),
+        ("serve.max_in_flight", count(serve.max_in_flight)),
+        ("serve.tcp_connections", count(serve.tcp_connections)),
+        ("serve.tcp_connections_per_source", count(serve.tcp_connections_per_source)),
+        ("serve.tcp_pipeline", count(serve.tcp_pipeline)),
+        ("serve.tcp_idle", Some(quote(&write_duration(serve.tcp_idle)))),
+        ("serve.drain", Some(quote(&write_duration(serve.drain)))),
+    ]
+}
+
+/// `[cache]`
+fn cache(cache: &Cache) -> Values {
+    let duration = |span| Some(quote(&write_duration(span)));
+    vec![
+        ("cache.size", Some(quote(&write_size(cache.size)))),
+        ("cache.min_ttl", duration(cache.min_ttl)),
+        ("cache.max_ttl", duration(cache.max_ttl)),
+        ("cache.max_negative_ttl", duration(cache.max_negative_ttl)),
+        ("cache.failure_ttl", duration(cache.failure_ttl)),
+        ("cache.stale", duration(cache.stale)),
+        ("cache.prefetch", Some(cache.prefetch.to_string())),
+    ]
+}
+
+/// `[local]`
+fn local(local: &Local) -> Values {
+    let text = |text: Option<String>| text.map(|text| quote(&text));
+    let hosts = local.hosts.as_ref().map(|path| path.to_string_lossy().into_owned());
+    vec![
+        ("local.localhost", Some(local.localhost.to_string())),
+        ("local.special_use", Some(local.special_use.to_string())),
+        ("local.private_reverse", Some(local.private_reverse.to_string())),
+        ("local.records", Some(list(local.records.iter().map(|record| quote(&line_of(record)))))),
+        ("local.hosts", text(hosts)),
+        ("local.ttl", Some(quote(&write_duration(local.ttl)))),
+        ("local.version", text(local.version.clone())),
+    ]
+}
+
+/// A static record with its data in the generic form, which every type has.
+///
+/// Source: RFC 3597 §5
+fn line_of(record: &StaticRecord) -> String {
+    let ttl = record.ttl.map_or_else(String::new, |ttl| format!("{} ", ttl.as_secs()));
+    let hex: String = record.rdata.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{} {ttl}{} \\# {} {hex}", record.name, record.rtype, record.rdata.len())
+}
+
+/// `[admin]`
+fn admin(admin: &Admin) -> Values {
+    let socket = match &admin.socket {
+        None => quote(""),
+        Some(path) if admin.socket_required => quote(&path.to_string_lossy()),
+        Some(path) => {
+            format!("{{ path = {}, required = false }}", quote(&path.to_string_lossy()))
+        }
+    };
+    vec![
+        (
+            "admin.listen",
+            Some(list(admin.listen.iter().map(|address| quote(&address.to_string())))),
+        ),
+        ("admin.socket", Some(socket)),
+    ]
+}
+
+/// `[log]`
+fn log(log: &Log) -> Values {
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    vec![
+        ("log.level", Some(quote(&log.level))),
+        ("log.format", Some(quote(format))),
+        ("log.queries", Some(format!("{:?}", log.queries))),
+    ]
+}
+
+/// `[[forward]]`
+fn forward(forward: &Forward) -> Values {
+    let duration = |span| Some(quote(&write_duration(span)));
+    let upstreams = match &forward.upstreams {
+        UpstreamSource::Fixed(upstreams) => {
+            Some(list(upstreams.iter().map(|upstream| quote(&upstream.to_string()))))
+        }
+        UpstreamSource::ResolvConf(_) => None,
+    };
+    let ports = match forward.ports {
+        PortPolicy::PerQuery => "per-query",
+        PortPolicy::Pooled => "pooled",
+    };
+    vec![
+        ("forward.zone", Some(quote(&forward.zone.to_string()))),
+        ("forward.upstreams", upstreams),
+        ("forward.ports", Some(quote(ports))),
+        ("forward.timeout", duration(forward.timeout)),
+        ("forward.retransmit_min", duration(forward.retransmit_min)),
+        ("forward.retransmit_max", duration(forward.retransmit_max)),
+        ("forward.trust_ad", Some(forward.trust_ad.to_string())),
+        ("forward.tls_ca", forward.tls_ca.as_ref().map(|path| quote(&path.to_string_lossy()))),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::keys::{KEYS, Kind};
+    use super::super::load::tests::load_text;
+    use super::*;
+
+    /// Loads what was written and writes it again.
+    fn round(config: &Config) -> Config {
+        let text = config.to_toml();
+        load_text(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+    }
+
+    #[test]
+    fn the_effective_configuration_loads_to_the_same_configuration() {
+        for text in [
+            "",
+            "listen = [\"10.0.0.5\", { address = \"[::1]:5300\", device = \"eth0\", required = false }]",
+            "allow = [\"10.0.0.0/8\"]\nupstream_ports = \"1000-2000\"\nupstream_mark = 0",
+            "resolv_conf = \"/run/resolv \\\"x\\\".conf\"\n[[forward]]\nzone = \".\"\ntimeout = \"1s\"",
+            "[[forward]]\nzone = \"a\\\\.b.example.org\"\nupstreams = [\"tls://192.0.2.9#dns.example\", \
+             \"https://192.0.2.9/q\", \"fe80::1%eth0\"]\nports = \"pooled\"\ntrust_ad = true\ntls_ca = \"/ca\"",
+            "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
+             version = \"v\"\nttl = \"1500ms\"",
+            "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=b\"\nformat = \"json\"\nqueries = 0.25",
+            "[admin]\nsocket = \"/s\"\n[cache]\nsize = \"0\"\nstale = \"0s\"",
+        ] {
+            let config = load_text(text).expect(text);
+            assert_eq!(round(&config), config, "{}", config.to_toml());
+        }
+    }
+
+    #[test]
+    fn every_key_is_written_with_the_default_that_the_table_says() {
+        let text = load_text("").expect("valid").to_toml();
+        let mut table = String::new();
+        let mut written = BTreeSet::new();
+        for line in text.lines() {
+            let (key, value) = if let Some(head) = line.strip_prefix('[') {
+                table = format!("{}.", head.trim_matches(['[', ']']));
+                continue;
+            } else if let Some((key, value)) = line.split_once(" = ") {
+                (key, value)
+            } else if let Some((key, value)) = line.trim_start_matches("# ").split_once(": ") {
+                (key, value)
+            } else {
+                continue;
+            };
+            let name = format!("{table}{key}");
+            let known = KEYS.iter().find(|known| known.name == name).expect(&name);
+            let is_words = matches!(
+                known.name,
+                "listen"
+                    | "upstream_ports"
+                    | "serve.threads"
+                    | "serve.resolver_threads"
+                    | "admin.socket"
+                    | "forward.zone"
+            );
+            assert!(is_words || known.default == value, "{name} = {value}");
+            written.insert(known.name);
+        }
+        let elsewhere = ["upstreams", "forward.transport"];
+        for key in KEYS.iter().filter(|key| key.kind != Kind::Tables) {
+            let is_written = written.contains(key.name) || elsewhere.contains(&key.name);
+            assert!(is_written, "{} is not written", key.name);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Forward zones and their upstreams: Spec → Config.
+
+use std::path::PathBuf;
+
+use super::bounds;
+use super::endpoint::{self, Scheme};
+use super::error::{Fault, Place};
+use super::host::Host;
+use super::reader::{self, Reader};
+use super::spec::{Table, Value, Written};
+use super::{Forward, PortPolicy, PortRange, Upstream, UpstreamSource};
+use crate::dns::name::Name;
+
+/// The file whose nameservers are asked when nobody else is named.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Upstreams with the places where they were written.
+type WrittenUpstreams = Vec<(Upstream, Place)>;
+
+/// A forward zone, with where its upstreams were written.
+pub struct Zone {
+    pub forward: Forward,
+    pub written: WrittenUpstreams,
+}
+
+/// Reads every `[[forward]]` and the keys `upstreams` and `resolv_conf` of the zone `.`, which is
+/// added where it is not written. In the order of the file, `.` as the last where it was added.
+pub fn read_zones(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Zone> {
+    let mut zones: Vec<Zone> = Vec::new();
+    let mut places: Vec<&Place> = Vec::new();
+    for item in reader.list("forward").unwrap_or_default() {
+        let Value::Table(table) = &item.value else { continue };
+        let Some(zone) = read_zone(reader, table, item, host) else { continue };
+        match zones.iter().position(|known| known.forward.zone == zone.forward.zone) {
+            Some(at) => {
+                let what = format!("the zone {}", zone.forward.zone);
+                let first = places[at].source.to_string();
+                reader.fail(&item.place, Fault::Duplicate { what, first });
+            }
+            None => {
+                zones.push(zone);
+                places.push(&item.place);
+            }
+        }
+    }
+    let root = match zones.iter().position(|zone| zone.forward.zone.is_root()) {
+        Some(at) => at,
+        None => {
+            zones.push(Zone { forward: root_zone(), written: Vec::new() });
+            zones.len() - 1
+        }
+    };
+    give_root_upstreams(reader, host, &mut zones[root]);
+    zones
+}
+
+/// The zone `.` where nobody wrote it.
+fn root_zone() -> Forward {
+    Forward {
+        zone: Name::root(),
+        upstreams: UpstreamSource::ResolvConf(PathBuf::from(RESOLV_CONF)),
+        ports: PortPolicy::PerQuery,
+        timeout: bounds::FORWARD_TIMEOUT.default,
+        retransmit_min: bounds::RETRANSMIT_MIN.default,
+        retransmit_max: bounds::RETRANSMIT_MAX.default,
+        trust_ad: false,
+        tls_ca: None,
+    }
+}
+
+/// Applies the topmost keys to the zone `.`: `upstreams` of a later layer than the zone's own win;
+/// `resolv_conf` counts where there are none.
+fn give_root_upstreams(reader: &mut Reader<'_, '_>, host: &Host, root: &mut Zone) {
+    if let Some(path) = reader.text("resolv_conf")
+        && matches!(root.forward.upstreams, UpstreamSource::ResolvConf(_))
+    {
+        root.forward.upstreams = UpstreamSource::ResolvConf(PathBuf::from(path));
+    }
+    let Some(items) = reader.some_list("upstreams", "upstream") else { return };
+    let place = reader.table.get("upstreams").map(|written| &written.place);
+    if let (Some(place), Some((_, own))) = (place, root.written.first())
+        && place.source.is_same_layer(&own.source)
+    {
+        let what = "upstreams of the zone .".to_owned();
+        reader.fail(place, Fault::Duplicate { what, first: own.to_string() });
+        return;
+    }
+    let upstreams = read_upstreams(reader, items, Scheme::Udp, host);
+    if !upstreams.is_empty() {
+        root.forward.upstreams = fixed(&upstreams);
+        root.written = upstreams;
+    }
+}
+
+/// The upstreams without their places.
+fn fixed(written: &WrittenUpstreams) -> UpstreamSource {
+    UpstreamSource::Fixed(written.iter().map(|(upstream, _)| upstream.clone()).collect())
+}
+
+/// Reads one `[[forward]]`; `None` when its zone is no name.
+fn read_zone(
+    outer: &mut Reader<'_, '_>,
+    table: &Table,
+    item: &Written,
+    host: &Host,
+) -> Option<Zone> {
+    let reader = &mut Reader { table, errors: outer.errors };
+    let Some(written) = table.get("forward.zone") else {
+        reader.fail(&item.place, Fault::Missing { what: "zone" });
+        return None;
+    };
+    let read = reader::text(&written.value).and_then(|text| {
+        Name::from_text(text).map_err(|_| Fault::NotA {
+            text: text.to_owned(),
+            what: "a domain name",
+            example: "\"example.org\" or \".\"",
+        })
+    });
+    let zone = reader.accept(&written.place, read)?;
+    let schemes = ["udp", "tcp", "tls", "https"];
+    let schemes = schemes.map(|name| (name, Scheme::from_name(name).unwrap_or(Scheme::Udp)));
+    let bare = reader.choice("forward.transport", &schemes, "udp, tcp, tls, https");
+    let items = reader.some_list("forward.upstreams", "upstream");
+    if items.is_none() && !zone.is_root() && !table.contains_key("forward.upstreams") {
+        reader.fail(&item.place, Fault::NoUpstreams { zone: zone.to_string() });
+    }
+    let upstreams =
+        read_upstreams(reader, items.unwrap_or_default(), bare.unwrap_or(Scheme::Udp), host);
+    let forward = read_policy(reader, zone, &upstreams);
+    Some(Zone { forward, written: upstreams })
+}
+
+/// The keys of a zone that are not its upstreams.
+fn read_policy(reader: &mut Reader<'_, '_>, zone: Name, upstreams: &WrittenUpstreams) -> Forward {
+    let policies = [("per-query", PortPolicy::PerQuery), ("pooled", PortPolicy::Pooled)];
+    let default = root_zone();
+    let forward = Forward {
+        zone,
+        upstreams: if upstreams.is_empty() { default.upstreams } else { fixed(upstreams) },
+        ports: reader
+            .choice("forward.ports", &policies, "per-query, pooled")
+            .unwrap_or(default.ports),
+        timeout: reader.duration("forward.timeout", &bounds::FORWARD_TIMEOUT),
+        retransmit_min: reader.duration("forward.retransmit_min", &bounds::RETRANSMIT_MIN),
+        retransmit_max: reader.duration("forward.retransmit_max", &bounds::RETRANSMIT_MAX),
+        trust_ad: reader.switch("forward.trust_ad", false),
+        tls_ca: reader.text("forward.tls_ca").map(PathBuf::from),
+    };
+    if forward.retransmit_min > forward.retransmit_max {
+        let fault = Fault::Crossed { other: "retransmit_max" };
+        match reader.table.contains_key("forward.retransmit_min") {
+            true => fail_at(reader, "forward.retransmit_min", fault),
+            false => {
+                fail_at(reader, "forward.retransmit_max", Fault::Below { other: "retransmit_min" })
+            }
+        }
+    }
+    forward
+}
+
+/// Notes an error at the place of a key that is written.
+pub fn fail_at(reader: &mut Reader<'_, '_>, key: &str, fault: Fault) {
+    if let Some(written) = reader.table.get(key) {
+        reader.fail(&written.place, fault);
+    }
+}
+
+/// Reads upstreams, each once.
+fn read_upstreams(
+    reader: &mut Reader<'_, '_>,
+    items: &[Written],
+    bare: Scheme,
+    host: &Host,
+) -> WrittenUpstreams {
+    let mut upstreams = WrittenUpstreams::new();
+    for item in items {
+        let read = reader::text(&item.value)
+            .and_then(|text| endpoint::parse_upstream(text, bare, &host.interfaces));
+        let Some(upstream) = reader.accept(&item.place, read) else { continue };
+        if let Some((_, first)) = upstreams.iter().find(|(known, _)| *known == upstream) {
+            let what = format!("the upstream {upstream}");
+            reader.fail(&item.place, Fault::Duplicate { what, first: first.source.to_string() });
+            continue;
+        }
+        upstreams.push((upstream, item.place.clone()));
+    }
+    upstreams
+}
+
+/// Refuses a range of ports with too few for a class.
+///
+/// # Errors
+/// `FewPorts`
+pub fn enough_ports(range: &PortRange) -> Result<(), Fault> {
+    let usable = (range.first..=range.last)
+        .filter(|port| range.reserved.binary_search(port).is_err())
+        .count();
+    if usable >= bounds::MIN_SOURCE_PORTS {
+        return Ok(());
+    }
+    let (first, last) = (range.first, range.last);
+    Err(Fault::FewPorts { first, last, usable, least: bounds::MIN_SOURCE_PORTS / 3 })
+}
