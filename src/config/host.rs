@@ -67,7 +67,7 @@ mod tests {
     fn the_kernels_files_are_read_as_it_writes_them() {
         assert_eq!(parse_range("32768\t60999\n"), Some((32768, 60999)));
         assert_eq!(parse_range(""), None);
-        assert_eq!(parse_reserved("\n"), []);
+        assert!(parse_reserved("\n").is_empty());
         assert_eq!(parse_reserved("8080,9148-9150,9149\n"), [8080, 9148, 9149, 9150]);
         assert_eq!(parse_reserved("x,5-4,7"), [7]);
     }
