@@ -6,4 +6,6 @@ pub mod metrics;
 pub mod pulse;
 pub mod shutdown;
 pub mod telemetry;
+#[doc(hidden)]
+pub mod testing;
 pub mod upstream;

@@ -1,15 +1,40 @@
 //! Faces recursive resolvers: which one to ask, from which port, over what, and whether to believe it.
 //!
-//! One story: [`select`] orders the upstreams of a zone, [`ports`] gives the query a tuple that no
-//! other query holds, [`transport`] carries it, [`verify`] compares what came back with what was asked.
+//! One story, told by [`exchange`]: [`select`] orders the upstreams of a zone by [`health`], an
+//! [`attempt`] asks one of them: [`ports`] gives the query a tuple that no other query holds ([`pool`]
+//! keeps some), [`udp`] or [`transport`] carries it, [`verify`] compares what came back with what was
+//! asked. [`peer`] is what is known of one upstream, [`manners`] how it wants to be asked.
 //! It refuses to cache and to coalesce; that is `cache` and `resolve`.
 
-use std::sync::Arc;
+mod attempt;
+mod exchange;
+mod health;
+mod manners;
+mod peer;
+mod pool;
+pub mod ports;
+mod select;
+mod tls;
+mod transport;
+mod udp;
+pub mod verify;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::{Forward, PortRange, Upstream};
+use self::attempt::Terms;
+use self::health::Standing;
+use self::peer::Peer;
+use self::ports::Ports;
+use self::select::Budget;
+use self::transport::{Connections, Dial, Runtime};
+use crate::clock;
+use crate::config::{Forward, PortRange, Transport, Upstream};
 use crate::dns::Rcode;
 use crate::dns::ede::Ede;
 use crate::dns::query::Query;
@@ -48,26 +73,88 @@ pub enum ExchangeError {
     Loop { upstream: Arc<str> },
 }
 
+/// What tells two upstreams apart: address, transport, and whom TLS trusts.
+type PeerKey = (Upstream, Option<PathBuf>);
+
 /// What all forward zones share: source ports, and each upstream's health, sockets and connections.
-pub struct Upstreams {}
+pub struct Upstreams {
+    ports: Arc<Ports>,
+    runtime: Runtime,
+    metrics: Arc<crate::metrics::Metrics>,
+    peers: Mutex<HashMap<PeerKey, Arc<Peer>>>,
+}
 
 impl Upstreams {
-    /// Shared state over the ports of `range`; sockets carry `mark` where that is permitted.
+    /// Shared state over the ports of `range`; sockets carry `mark` where that is permitted (0: none).
     pub fn new(range: PortRange, mark: u32, metrics: Arc<crate::metrics::Metrics>) -> Self {
-        let _ = (range, mark, metrics);
-        Self {}
+        let ports = Ports::new(range, mark, metrics.ports.clone());
+        let runtime = Runtime::new(Arc::clone(&ports));
+        Self { ports, runtime, metrics, peers: Mutex::default() }
     }
 
     /// The upstreams of one forward zone. An upstream that another group or an earlier configuration
     /// had too keeps its health, its resting ports and its connections.
     pub fn group(self: &Arc<Self>, forward: &Forward, upstreams: &[Upstream]) -> Arc<Group> {
-        let _ = (forward, upstreams);
-        Arc::new(Group {})
+        let member = |upstream: &Upstream| Member {
+            peer: self.peer(upstream, forward.tls_ca.clone()),
+            looping: AtomicBool::new(false),
+        };
+        Arc::new(Group {
+            members: upstreams.iter().map(member).collect(),
+            terms: Terms { ports: forward.ports, trust_ad: forward.trust_ad },
+            timeout: forward.timeout,
+            retransmit: (forward.retransmit_min, forward.retransmit_max),
+            budget: Mutex::new(Budget::new(clock::now())),
+        })
+    }
+
+    /// The state of one upstream, made when it is first named.
+    fn peer(&self, upstream: &Upstream, tls_ca: Option<PathBuf>) -> Arc<Peer> {
+        let is_encrypted =
+            matches!(upstream.transport, Transport::Tls { .. } | Transport::Https { .. });
+        let key = (upstream.clone(), tls_ca.filter(|_| is_encrypted));
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(peers.entry(key).or_insert_with_key(|(upstream, tls_ca)| {
+            let tls = match is_encrypted {
+                true => tls::client_config(tls_ca.as_deref()),
+                false => Err("no TLS".into()),
+            };
+            let dial = Dial {
+                runtime: self.runtime.clone(),
+                address: upstream.address,
+                transport: upstream.transport.clone(),
+                tls,
+            };
+            let is_udp = upstream.transport == Transport::Udp;
+            let towards = is_udp.then(|| self.ports.towards(upstream.address));
+            let metrics = self.metrics.upstream(&peer::form(upstream));
+            Arc::new(Peer::new(upstream.clone(), towards, Connections::new(dial), metrics))
+        }))
+    }
+}
+
+/// One upstream of a group.
+struct Member {
+    peer: Arc<Peer>,
+    /// The probe found that it forwards this zone's queries back to us.
+    looping: AtomicBool,
+}
+
+impl Member {
+    fn is_looping(&self) -> bool {
+        self.looping.load(Ordering::Relaxed)
     }
 }
 
 /// The upstreams of one forward zone with its policy.
-pub struct Group {}
+pub struct Group {
+    members: Vec<Member>,
+    terms: Terms,
+    timeout: Duration,
+    /// Floor and ceiling of the wait before the first retransmission.
+    retransmit: (Duration, Duration),
+    budget: Mutex<Budget>,
+}
 
 impl Group {
     /// Asks until an upstream gives a conclusive response or the zone's timeout ends.
@@ -77,17 +164,20 @@ impl Group {
     /// # Cancel safety
     /// Dropping the future ends the exchange; its port rests as after any other.
     pub async fn exchange(&self, query: &Query) -> Result<Received, ExchangeError> {
-        let _ = query;
-        Err(ExchangeError::NoUpstream)
+        exchange::run(self, query).await
     }
 
     /// Tells whether every upstream of the group counts as down at this moment.
     pub fn is_down(&self) -> bool {
-        false
+        self.members.iter().all(|member| member.peer.standing() == Standing::Down)
     }
 
     /// Tells whether any upstream of the group ever answered anything (readiness).
     pub fn has_answered(&self) -> bool {
-        false
+        self.members.iter().any(|member| member.peer.has_answered())
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,225 @@
+//! One attempt at one upstream: a query sent, until a response ends it.
+//!
+//! An attempt never times out by itself; whoever waits drops it. Truncated responses are fetched
+//! again by TCP and a refusal of EDNS is met without it, both inside the same attempt.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Received;
+use super::peer::{Heard, Peer};
+use super::pool::Kept;
+use super::ports::{NoSocket, POOLED_REST, PortClass, REST};
+use super::transport::Broken;
+use super::udp::Tuple;
+use super::verify::{Asked, Style, Verdict};
+use crate::clock;
+use crate::config::{PortPolicy, Transport};
+use crate::dns::Rcode;
+use crate::dns::ede::Ede;
+use crate::dns::query::Query;
+use crate::dns::response::Encoded;
+
+/// How an attempt ends.
+#[derive(Debug)]
+pub enum Outcome {
+    Answered(Received),
+    /// A response that ends nothing.
+    Failed {
+        rcode: Rcode,
+        ede: Option<Ede>,
+    },
+    Unreachable(Arc<str>),
+    /// No port, no connection with room, no descriptor.
+    Overloaded,
+}
+
+/// What a zone says about every attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    pub ports: PortPolicy,
+    pub trust_ad: bool,
+}
+
+/// One attempt's fixed parts.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    pub peer: Arc<Peer>,
+    pub query: &'a Query,
+    pub terms: Terms,
+    pub started: Instant,
+    /// How the first message is written.
+    pub style: Style,
+}
+
+/// What one UDP message led to.
+enum Step {
+    Done(Outcome),
+    /// Ask again without EDNS.
+    WithoutEdns,
+    /// Fetch the whole by TCP.
+    ByTcp,
+}
+
+impl<'a> Attempt<'a> {
+    /// An attempt that begins now.
+    pub fn new(peer: Arc<Peer>, query: &'a Query, terms: Terms) -> Self {
+        let started = clock::now();
+        let style = peer.style(terms.trust_ad, started);
+        Self { peer, query, terms, started, style }
+    }
+
+    /// Asks.
+    ///
+    /// # Cancel safety
+    /// Dropping ends the attempt; its port rests.
+    pub async fn run(self) -> Outcome {
+        if self.peer.upstream.transport != Transport::Udp {
+            return self.by_stream().await;
+        }
+        let class = PortClass::of_qtype(self.query.qtype);
+        let Some(_in_flight) = self.peer.enter(class) else { return self.by_stream().await };
+        match self.by_udp(class, self.style).await {
+            Step::Done(outcome) => outcome,
+            Step::ByTcp => {
+                self.peer.metrics.tcp_fallbacks.inc();
+                self.by_stream().await
+            }
+            Step::WithoutEdns => self.without_edns(class).await,
+        }
+    }
+
+    /// Asks again without EDNS; an answer to that is remembered.
+    async fn without_edns(&self, class: PortClass) -> Outcome {
+        let style = Style { edns: false, ..self.style };
+        let outcome = match self.by_udp(class, style).await {
+            Step::Done(outcome) => outcome,
+            Step::ByTcp | Step::WithoutEdns => self.by_stream().await,
+        };
+        if !matches!(outcome, Outcome::Failed { rcode: Rcode::FORMERR | Rcode::NOTIMP, .. }) {
+            self.peer.on_edns_refused(clock::now());
+        }
+        outcome
+    }
+
+    /// Sends one query from a port of `class` and waits for what answers it.
+    async fn by_udp(&self, class: PortClass, style: Style) -> Step {
+        let kept = match self.socket(class) {
+            Ok(kept) => kept,
+            Err(NoSocket::Exhausted) => return Step::ByTcp,
+            Err(NoSocket::Refused(error)) if is_shortage(&error) => {
+                return Step::Done(Outcome::Overloaded);
+            }
+            Err(NoSocket::Refused(error)) => return Step::Done(self.unreachable(&error)),
+        };
+        let asked = Asked::new(self.query, style);
+        if let Err(error) = kept.tuple.send(&asked) {
+            return Step::Done(self.unreachable(&error));
+        }
+        self.peer.metrics.queries.inc();
+        loop {
+            let verdict = match kept.tuple.receive(&asked).await {
+                Ok(verdict) => verdict,
+                Err(error) => return Step::Done(self.unreachable(&error)),
+            };
+            match verdict {
+                Verdict::Ignored => {
+                    self.peer.metrics.mismatched.inc();
+                }
+                Verdict::WrongCase => {
+                    self.peer.metrics.mismatched.inc();
+                    self.peer.on_wrong_case(clock::now());
+                }
+                verdict => {
+                    if self.terms.ports == PortPolicy::Pooled {
+                        self.peer.pool.put(class, kept, clock::now());
+                    }
+                    return self.settle(verdict, style);
+                }
+            }
+        }
+    }
+
+    /// A socket as the policy says.
+    fn socket(&self, class: PortClass) -> Result<Kept, NoSocket> {
+        let rest = match self.terms.ports {
+            PortPolicy::PerQuery => REST,
+            PortPolicy::Pooled => {
+                if let Some(kept) = self.peer.pool.take(class, self.started) {
+                    return Ok(kept);
+                }
+                POOLED_REST
+            }
+        };
+        let towards = self.peer.towards.as_ref().ok_or(NoSocket::Exhausted)?;
+        let tuple = Tuple::new(towards.socket(class, rest)?)?;
+        Ok(Kept::new(tuple, self.started))
+    }
+
+    /// Learns from a verdict that answers the query.
+    fn settle(&self, verdict: Verdict, style: Style) -> Step {
+        let at = clock::now();
+        let rtt = at.saturating_duration_since(self.started);
+        let heard = |rcode| Heard { style, rcode, rtt, at };
+        match verdict {
+            Verdict::Conclusive { encoded, echoed } => {
+                self.peer.on_answer(&heard(encoded.rcode()), echoed);
+                Step::Done(Outcome::Answered(self.received(encoded, rtt)))
+            }
+            Verdict::Failure { edns_refused: true, .. } => Step::WithoutEdns,
+            Verdict::Failure { rcode, ede, .. } => {
+                self.peer.on_failure(&heard(rcode), self.query);
+                Step::Done(Outcome::Failed { rcode, ede })
+            }
+            Verdict::Truncated | Verdict::Ignored | Verdict::WrongCase => Step::ByTcp,
+        }
+    }
+
+    /// Asks over a kept connection: TCP, TLS or HTTPS.
+    async fn by_stream(&self) -> Outcome {
+        let mut style = self.stream_style(self.peer.has_edns(self.started));
+        loop {
+            let asked = Asked::new(self.query, style);
+            let message = match self.peer.connections.exchange(asked.wire()).await {
+                Ok(message) => message,
+                Err(Broken::Full) => return Outcome::Overloaded,
+                Err(Broken::Unreachable(reason)) => {
+                    self.peer.on_unreachable(self.query, clock::now());
+                    return Outcome::Unreachable(reason);
+                }
+            };
+            match self.settle(asked.judge_stream(&message), style) {
+                Step::Done(outcome) => return outcome,
+                Step::WithoutEdns => style = self.stream_style(false),
+                Step::ByTcp => {
+                    self.peer.metrics.mismatched.inc();
+                    let reason = "the connection carried another query's response";
+                    self.peer.connections.discard().await;
+                    return Outcome::Unreachable(reason.into());
+                }
+            }
+        }
+    }
+
+    /// How a query is written on a stream, where nobody can guess.
+    fn stream_style(&self, edns: bool) -> Style {
+        Style { edns, mix_case: false, exact_case: false, want_ad: self.terms.trust_ad }
+    }
+
+    /// The response as the zone takes it.
+    fn received(&self, encoded: Encoded, rtt: Duration) -> Received {
+        let encoded = encoded.with_authority(false).with_authentic_data(self.terms.trust_ad);
+        Received { encoded, upstream: Arc::clone(&self.peer.form), rtt }
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Outcome {
+        self.peer.on_unreachable(self.query, clock::now());
+        Outcome::Unreachable(error.to_string().into())
+    }
+}
+
+/// Tells whether an error is about our own means: descriptors or memory.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

@@ -1,0 +1,265 @@
+//! The story of one exchange: ask, grow impatient, ask another, believe the first good response.
+//!
+//! Earlier attempts are listened to until the end. Each retransmission leaves from another port
+//! and, where there is one, goes to another upstream.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::time::Sleep;
+
+use super::attempt::{Attempt, Outcome};
+use super::peer::Peer;
+use super::select;
+use super::verify::Style;
+use super::{ExchangeError, Group, Received};
+use crate::clock;
+use crate::config::Transport;
+use crate::dns::query::Query;
+
+/// How long retransmissions come at a steady pace; then each wait doubles.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// The longest wait between two retransmissions.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// Attempts of one exchange that are listened to at one time.
+const MAX_ATTEMPTS: usize = 24;
+
+/// An attempt under way.
+struct Running<'a> {
+    candidate: usize,
+    style: Style,
+    /// Its silence was reported to the upstream's health.
+    reported: bool,
+    outcome: Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>,
+}
+
+/// One upstream that may be asked in this exchange.
+struct Candidate<'a> {
+    peer: &'a Arc<Peer>,
+    /// It has failed for good; what it may still say is not waited for.
+    is_out: bool,
+    asked: u32,
+}
+
+/// What happens next.
+enum Event {
+    Outcome(usize, Outcome),
+    /// The wait before the next retransmission is over.
+    Impatient,
+    /// The time for the whole is over.
+    Over,
+}
+
+/// An exchange under way.
+struct Exchange<'a> {
+    group: &'a Group,
+    query: &'a Query,
+    started: Instant,
+    deadline: Instant,
+    again_at: Instant,
+    wait: Duration,
+    candidates: Vec<Candidate<'a>>,
+    running: Vec<Running<'a>>,
+    failure: Option<ExchangeError>,
+}
+
+/// Runs one exchange of `group`.
+pub async fn run(group: &Group, query: &Query) -> Result<Received, ExchangeError> {
+    let mut exchange = Exchange::new(group, query)?;
+    exchange.ask(0);
+    let mut timer = std::pin::pin!(tokio::time::sleep_until(exchange.next_timer().into()));
+    loop {
+        match exchange.next_event(timer.as_mut()).await {
+            Event::Outcome(index, outcome) => {
+                if let Some(result) = exchange.settle(index, outcome) {
+                    return result;
+                }
+            }
+            Event::Impatient => exchange.ask_again(),
+            Event::Over => return Err(exchange.give_up()),
+        }
+        timer.as_mut().reset(exchange.next_timer().into());
+    }
+}
+
+impl<'a> Exchange<'a> {
+    /// An exchange with the group's upstreams in the order of this moment.
+    fn new(group: &'a Group, query: &'a Query) -> Result<Self, ExchangeError> {
+        let usable: Vec<_> = group.members.iter().filter(|member| !member.is_looping()).collect();
+        let Some(first) = group.members.first() else { return Err(ExchangeError::NoUpstream) };
+        if usable.is_empty() {
+            return Err(ExchangeError::Loop { upstream: Arc::clone(&first.peer.form) });
+        }
+        let order = match usable.len() {
+            1 => vec![0],
+            _ => {
+                let views: Vec<_> = usable.iter().map(|member| member.peer.view()).collect();
+                select::order(&views, &mut rand::rng())
+            }
+        };
+        let candidate = |index: usize| {
+            usable.get(index).map(|member| Candidate {
+                peer: &member.peer,
+                is_out: false,
+                asked: 0,
+            })
+        };
+        let started = clock::now();
+        group.budget().begin(started);
+        Ok(Self {
+            group,
+            query,
+            started,
+            deadline: started + group.timeout,
+            again_at: started,
+            wait: Duration::ZERO,
+            candidates: order.into_iter().filter_map(candidate).collect(),
+            running: Vec::new(),
+            failure: None,
+        })
+    }
+
+    /// Starts an attempt.
+    fn ask(&mut self, index: usize) {
+        let candidate = &mut self.candidates[index];
+        candidate.asked += 1;
+        let attempt = Attempt::new(Arc::clone(candidate.peer), self.query, self.group.terms);
+        self.wait = candidate.peer.patience(self.group.retransmit.0, self.group.retransmit.1);
+        self.again_at = attempt.started + self.wait;
+        self.running.push(Running {
+            candidate: index,
+            style: attempt.style,
+            reported: false,
+            outcome: Box::pin(attempt.run()),
+        });
+    }
+
+    fn next_timer(&self) -> Instant {
+        self.again_at.min(self.deadline)
+    }
+
+    /// Waits for whatever comes first.
+    async fn next_event(&mut self, mut timer: Pin<&mut Sleep>) -> Event {
+        poll_fn(|context| {
+            if let Poll::Ready((index, outcome)) = self.poll_attempts(context) {
+                return Poll::Ready(Event::Outcome(index, outcome));
+            }
+            std::task::ready!(timer.as_mut().poll(context));
+            let over = clock::now() >= self.deadline;
+            Poll::Ready(if over { Event::Over } else { Event::Impatient })
+        })
+        .await
+    }
+
+    /// The first attempt that has ended, taken out.
+    fn poll_attempts(&mut self, context: &mut Context<'_>) -> Poll<(usize, Outcome)> {
+        for index in 0..self.running.len() {
+            if let Poll::Ready(outcome) = self.running[index].outcome.as_mut().poll(context) {
+                let candidate = self.running.swap_remove(index).candidate;
+                return Poll::Ready((candidate, outcome));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Takes the end of an attempt in; gives back the exchange's result where that is it.
+    fn settle(
+        &mut self,
+        index: usize,
+        outcome: Outcome,
+    ) -> Option<Result<Received, ExchangeError>> {
+        let upstream = Arc::clone(&self.candidates[index].peer.form);
+        let failure = match outcome {
+            Outcome::Answered(received) => return Some(Ok(received)),
+            Outcome::Failed { rcode, ede } => ExchangeError::Failed { upstream, rcode, ede },
+            Outcome::Unreachable(reason) => ExchangeError::Unreachable { upstream, reason },
+            Outcome::Overloaded => ExchangeError::Overloaded { upstream },
+        };
+        self.note(failure);
+        self.candidates[index].is_out = true;
+        self.running.retain(|running| running.candidate != index);
+        if let Some(next) = self.untried() {
+            self.group.budget().take(clock::now());
+            self.ask(next);
+            return None;
+        }
+        if self.running.is_empty() {
+            return Some(Err(self.give_up()));
+        }
+        // The others have been silent so far: they get one more long wait, not the whole time.
+        self.deadline = self.deadline.min(clock::now() + self.group.retransmit.1);
+        None
+    }
+
+    /// Keeps the failure that tells most: what an upstream said before what kept us from asking.
+    fn note(&mut self, failure: ExchangeError) {
+        let said = matches!(self.failure, Some(ExchangeError::Failed { .. }));
+        if !said || matches!(failure, ExchangeError::Failed { .. }) {
+            self.failure = Some(failure);
+        }
+    }
+
+    /// The first candidate that was not asked yet.
+    fn untried(&self) -> Option<usize> {
+        self.candidates.iter().position(|candidate| candidate.asked == 0 && !candidate.is_out)
+    }
+
+    /// Sends once more, to the upstream that was asked least, if the budget allows it.
+    fn ask_again(&mut self) {
+        self.report_silence();
+        let now = clock::now();
+        let next = (0..self.candidates.len())
+            .filter(|&index| self.may_ask(index))
+            .min_by_key(|&index| self.candidates[index].asked);
+        let (Some(next), true) = (next, self.running.len() < MAX_ATTEMPTS) else {
+            self.again_at = self.deadline;
+            return;
+        };
+        let wait = self.wait;
+        if !self.group.budget().take(now) {
+            self.again_at = now + wait.max(self.group.retransmit.0);
+            return;
+        }
+        self.candidates[next].peer.metrics.retries.inc();
+        self.ask(next);
+        if now.saturating_duration_since(self.started) >= STEADY {
+            self.wait = (wait * 2).min(MAX_WAIT);
+            self.again_at = now + self.wait;
+        }
+    }
+
+    /// Tells whether another attempt makes sense: a stream that has the query already loses nothing.
+    fn may_ask(&self, index: usize) -> bool {
+        let candidate = &self.candidates[index];
+        let is_stream = candidate.peer.upstream.transport != Transport::Udp;
+        let is_running = self.running.iter().any(|running| running.candidate == index);
+        !candidate.is_out && !(is_stream && is_running)
+    }
+
+    /// Tells the upstreams' health which attempts have waited long enough, once each.
+    fn report_silence(&mut self) {
+        let now = clock::now();
+        for running in self.running.iter_mut().filter(|running| !running.reported) {
+            running.reported = true;
+            let peer = self.candidates[running.candidate].peer;
+            peer.on_unanswered(running.style, self.query, now);
+        }
+    }
+
+    /// Ends without a conclusive response.
+    fn give_up(&mut self) -> ExchangeError {
+        self.report_silence();
+        let waited = clock::now().saturating_duration_since(self.started);
+        let last = self.running.last().map_or(0, |running| running.candidate);
+        let last = Arc::clone(&self.candidates[last].peer.form);
+        self.failure.take().unwrap_or(ExchangeError::Timeout { last, waited })
+    }
+}
+
+#[cfg(test)]
+mod tests;

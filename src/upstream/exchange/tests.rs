@@ -1,0 +1,321 @@
+//! Exchanges against scripted upstreams on loopback.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Forward, PortPolicy, PortRange, Transport, Upstream, UpstreamSource};
+use crate::dns::name::Name;
+use crate::dns::query::Query;
+use crate::dns::{Qtype, Rcode};
+use crate::metrics::Metrics;
+use crate::testing::message;
+use crate::testing::scripted::{Act, Scripted, Seen, well_behaved};
+use crate::upstream::ports::PortClass;
+use crate::upstream::{ExchangeError, Group, Upstreams};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Shared state with counters of its own.
+fn upstreams() -> (Arc<Upstreams>, Arc<Metrics>) {
+    let metrics = Metrics::new();
+    let range = PortRange { first: 20_000, last: 60_999, reserved: vec![20_001] };
+    (Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics))), metrics)
+}
+
+fn udp(scripted: &Scripted) -> Upstream {
+    Upstream { address: scripted.address, transport: Transport::Udp }
+}
+
+fn forward() -> Forward {
+    Forward {
+        zone: Name::root(),
+        upstreams: UpstreamSource::Fixed(Vec::new()),
+        ports: PortPolicy::PerQuery,
+        timeout: 1500 * MS,
+        retransmit_min: 20 * MS,
+        retransmit_max: 400 * MS,
+        trust_ad: false,
+        tls_ca: None,
+    }
+}
+
+fn group(list: &[&Scripted]) -> Arc<Group> {
+    let list: Vec<_> = list.iter().map(|scripted| udp(scripted)).collect();
+    upstreams().0.group(&forward(), &list)
+}
+
+fn query(text: &str, qtype: Qtype) -> Query {
+    Query::new(Name::from_text(text).expect("name"), qtype)
+}
+
+/// Sends one message made from the query.
+fn send(make: impl Fn(&[u8]) -> Vec<u8> + Send + Sync) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync {
+    move |seen| vec![Act::Send(make(&seen.wire))]
+}
+
+fn silent(_: &Seen) -> Vec<Act> {
+    Vec::new()
+}
+
+fn rcode(rcode: Rcode) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync {
+    send(move |wire| message::empty(wire, rcode))
+}
+
+#[tokio::test]
+async fn a_query_is_answered_with_aa_and_ad_cleared() {
+    let one = Scripted::start(send(|wire| {
+        let mut response = message::answer_a(wire, [192, 0, 2, 1], 60);
+        response[2] |= 4;
+        response[3] |= 0x20;
+        response
+    }))
+    .await;
+    let received =
+        group(&[&one]).exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    assert_eq!(received.upstream.as_ref(), one.address.to_string());
+    assert_eq!(received.encoded.rcode(), Rcode::NOERROR);
+    assert!(received.encoded.has_answer());
+    assert_eq!(received.encoded.as_wire()[2] & 4, 0);
+    assert_eq!(received.encoded.as_wire()[3] & 0x20, 0);
+}
+
+#[tokio::test]
+async fn a_truncated_response_is_fetched_again_by_tcp() {
+    let one = Scripted::start(|seen| {
+        if seen.by_tcp { well_behaved(seen) } else { send(message::truncated)(seen) }
+    })
+    .await;
+    let group = group(&[&one]);
+    let received = group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    assert!(received.encoded.has_answer());
+    let by_tcp: Vec<_> = one.seen().iter().map(|seen| seen.by_tcp).collect();
+    assert_eq!(by_tcp, [false, true]);
+}
+
+#[tokio::test]
+async fn a_silent_upstream_is_overtaken_by_another_one_on_another_port() {
+    let (dead, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let group = group(&[&dead, &alive]);
+    let began = Instant::now();
+    for n in 0..20 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(dead.count() <= 6, "a suspect is asked last: {}", dead.count());
+}
+
+#[tokio::test]
+async fn a_lost_query_is_sent_again_from_another_port() {
+    let one =
+        Scripted::start(|seen| if seen.index < 3 { Vec::new() } else { well_behaved(seen) }).await;
+    let group = group(&[&one]);
+    group.exchange(&query("example.org", Qtype::AAAA)).await.expect("an answer");
+    let ports: std::collections::HashSet<_> =
+        one.seen().iter().map(|seen| seen.from.port()).collect();
+    assert_eq!(ports.len(), one.count(), "each from a port of its own");
+    assert!(ports.iter().all(|port| PortClass::of_port(*port) == PortClass::Aaaa));
+}
+
+#[tokio::test]
+async fn a_failure_is_taken_to_another_upstream_and_else_reported() {
+    for code in [Rcode::SERVFAIL, Rcode::REFUSED, Rcode::FORMERR, Rcode::NOTIMP] {
+        let failing = Scripted::start(rcode(code)).await;
+        let good = Scripted::start(well_behaved).await;
+        for _ in 0..10 {
+            let both = group(&[&failing, &good]);
+            both.exchange(&query("example.org", Qtype::A)).await.expect("the other one answers");
+        }
+        let error = group(&[&failing]).exchange(&query("example.org", Qtype::A)).await;
+        assert!(
+            matches!(&error, Err(ExchangeError::Failed { rcode, .. }) if *rcode == code),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_negative_response_is_no_failure() {
+    for code in [Rcode::NXDOMAIN, Rcode::NOERROR] {
+        let one = Scripted::start(send(move |wire| message::negative(wire, code, 60))).await;
+        let received = group(&[&one]).exchange(&query("example.org", Qtype::A)).await;
+        assert!(received.expect("an answer").encoded.is_negative());
+        assert_eq!(one.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_closed_port_is_noticed_at_once() {
+    let gone = Scripted::start(silent).await;
+    let address = gone.address;
+    drop(gone);
+    tokio::time::sleep(50 * MS).await;
+    let upstream = Upstream { address, transport: Transport::Udp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    let began = Instant::now();
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    assert!(began.elapsed() < 100 * MS, "{:?}", began.elapsed());
+    assert!(group.is_down());
+}
+
+#[tokio::test]
+async fn silence_ends_with_the_timeout_of_the_zone() {
+    let one = Scripted::start(silent).await;
+    let began = Instant::now();
+    let error = group(&[&one]).exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Timeout { .. })), "{error:?}");
+    let waited = began.elapsed();
+    assert!(waited >= 1500 * MS && waited < 1700 * MS, "{waited:?}");
+    assert!((5..=30).contains(&one.count()), "{}", one.count());
+}
+
+#[tokio::test]
+async fn forged_messages_are_ignored_counted_and_waited_out() {
+    let one = Scripted::start(|seen| {
+        let good = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
+        let forge = |at: usize, bit: u8| {
+            let mut forged = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
+            forged[at] ^= bit;
+            Act::Send(forged)
+        };
+        vec![
+            forge(0, 1),
+            forge(14, 1),
+            forge(2, 0x80),
+            Act::Send(b"garbage".to_vec()),
+            Act::Send(good),
+        ]
+    })
+    .await;
+    let (upstreams, metrics) = upstreams();
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    let received = group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    assert!(received.encoded.as_wire().ends_with(&[192, 0, 2, 1]));
+    assert_eq!(metrics.upstream(&one.address.to_string()).mismatched.get(), 4);
+}
+
+#[tokio::test]
+async fn a_server_without_edns_is_asked_without_it_from_then_on() {
+    for refusal in [message::empty, message::header] {
+        let one = Scripted::start(move |seen| {
+            if !message::has_edns(&seen.wire) {
+                return well_behaved(seen);
+            }
+            // Such servers know no OPT: it is neither read nor sent.
+            let mut response = refusal(&seen.wire, Rcode::FORMERR);
+            if response.len() > 12 {
+                response.truncate(response.len() - 11);
+                response[11] = 0;
+            }
+            vec![Act::Send(response)]
+        })
+        .await;
+        let group = group(&[&one]);
+        for _ in 0..3 {
+            group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+        }
+        let edns: Vec<_> = one.seen().iter().map(|seen| message::has_edns(&seen.wire)).collect();
+        assert_eq!(edns, [true, false, false, false]);
+    }
+}
+
+#[tokio::test]
+async fn a_zone_that_trusts_ad_asks_for_it_and_keeps_it() {
+    let one = Scripted::start(send(|wire| {
+        let mut response = message::answer_a(wire, [192, 0, 2, 1], 60);
+        response[3] |= wire[3] & 0x20;
+        response
+    }))
+    .await;
+    let zone = Forward { trust_ad: true, ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    let received = group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    assert_eq!(received.encoded.as_wire()[3] & 0x20, 0x20);
+}
+
+#[tokio::test]
+async fn many_queries_share_one_tcp_connection_and_come_back_in_any_order() {
+    let one = Scripted::start(|seen| {
+        let wait = Act::Wait(MS * u32::from(seen.id() % 32));
+        [vec![wait], well_behaved(seen)].concat()
+    })
+    .await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let group = Arc::clone(&group);
+        tasks.spawn(async move {
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            let received = group.exchange(&query).await.expect("an answer");
+            assert!(received.encoded.question().starts_with(query.qname.as_wire()));
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic");
+    }
+    let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
+    assert_eq!((one.count(), from.len()), (50, 1));
+    let ids: std::collections::HashSet<_> = one.seen().iter().map(Seen::id).collect();
+    assert!(ids.len() > 40, "ids are drawn at random");
+}
+
+#[tokio::test]
+async fn a_connection_that_closed_costs_a_reconnect_and_no_query() {
+    let one = Scripted::start(|seen| [well_behaved(seen), vec![Act::Close]].concat()).await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    for n in 0..10 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_peer_that_answers_another_question_is_not_believed() {
+    let one = Scripted::start(|seen| {
+        let mut wrong = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
+        wrong[13] = b'z';
+        vec![Act::Send(wrong)]
+    })
+    .await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn pooled_sockets_are_used_again_and_never_by_two_exchanges_at_once() {
+    let one = Scripted::start(|seen| [vec![Act::Wait(5 * MS)], well_behaved(seen)].concat()).await;
+    let zone = Forward { ports: PortPolicy::Pooled, ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    for round in 0..10 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..8 {
+            let group = Arc::clone(&group);
+            tasks.spawn(async move {
+                let query = query(&format!("n{n}.r{round}.example.org"), Qtype::A);
+                group.exchange(&query).await.expect("an answer");
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.expect("no panic");
+        }
+        let seen = one.seen();
+        let last: std::collections::HashSet<_> =
+            seen[seen.len() - 8..].iter().map(|seen| seen.from.port()).collect();
+        assert_eq!(last.len(), 8, "eight at once leave from eight ports");
+    }
+    let ports: std::collections::HashSet<_> =
+        one.seen().iter().map(|seen| seen.from.port()).collect();
+    assert!(ports.len() <= 12, "{}", ports.len());
+    assert!(ports.iter().all(|port| PortClass::of_port(*port) == PortClass::A));
+}
+
+#[tokio::test]
+async fn a_group_without_upstreams_says_so() {
+    let error = group(&[]).exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::NoUpstream)), "{error:?}");
+}

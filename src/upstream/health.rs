@@ -1,0 +1,214 @@
+//! What is known of an upstream's health and distance. Pure; `now` is passed in.
+//!
+//! The round-trip time learns from responses of any kind, never from what they say. An upstream
+//! that leaves queries unanswered or only fails is suspect and asked last; one that is silent for
+//! a while, or says by ICMP that nobody listens, is down and probed until anything comes back.
+
+use std::time::{Duration, Instant};
+
+/// Queries in a row without a response that make an upstream suspect.
+const SUSPECT_AFTER: u32 = 2;
+
+/// Failures in a row (SERVFAIL and the like) that make an upstream suspect.
+const FAILING_AFTER: u32 = 5;
+
+/// Queries in a row without a response that make an upstream down, once `SILENCE` has passed too.
+const DOWN_AFTER: u32 = 5;
+
+/// How long an upstream that is down has been silent at least.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The time between two probes of an upstream that is not well; it is back within two seconds.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+
+/// The first wait for an upstream whose distance is unknown.
+const UNKNOWN_RTT: Duration = Duration::from_millis(100);
+
+/// How far an upstream may be relied on; the lesser is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Well,
+    Suspect,
+    Down,
+}
+
+/// A change that is worth a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    WentDown,
+    CameBack,
+}
+
+/// One upstream's health.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Smoothed round-trip time and its mean deviation.
+    rtt: Option<(Duration, Duration)>,
+    /// Queries without a response since the last response.
+    unanswered: u32,
+    /// When the first of them was given up.
+    silent_since: Option<Instant>,
+    /// Failures since the last conclusive response.
+    failing: u32,
+    is_down: bool,
+    probed: Option<Instant>,
+}
+
+impl Health {
+    /// Records a response of any kind.
+    ///
+    /// Source: RFC 6298 §2 for the smoothing
+    pub fn on_response(&mut self, rtt: Duration, conclusive: bool) -> Option<Change> {
+        self.rtt = Some(match self.rtt {
+            None => (rtt, rtt / 2),
+            Some((smoothed, deviation)) => {
+                let off = smoothed.abs_diff(rtt);
+                ((smoothed * 7 + rtt) / 8, (deviation * 3 + off) / 4)
+            }
+        });
+        self.failing = if conclusive { 0 } else { self.failing.saturating_add(1) };
+        self.unanswered = 0;
+        self.silent_since = None;
+        std::mem::take(&mut self.is_down).then_some(Change::CameBack)
+    }
+
+    /// Records that a query has waited long enough without a response.
+    pub fn on_unanswered(&mut self, now: Instant) -> Option<Change> {
+        self.unanswered = self.unanswered.saturating_add(1);
+        let since = *self.silent_since.get_or_insert(now);
+        let silent = now.saturating_duration_since(since) >= SILENCE;
+        (self.unanswered >= DOWN_AFTER && silent).then(|| self.go_down()).flatten()
+    }
+
+    /// Records that nobody listens there: an ICMP error, or a connection that was refused.
+    pub fn on_unreachable(&mut self, now: Instant) -> Option<Change> {
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.silent_since.get_or_insert(now);
+        self.go_down()
+    }
+
+    fn go_down(&mut self) -> Option<Change> {
+        (!std::mem::replace(&mut self.is_down, true)).then_some(Change::WentDown)
+    }
+
+    pub fn standing(&self) -> Standing {
+        if self.is_down {
+            Standing::Down
+        } else if self.unanswered >= SUSPECT_AFTER || self.failing >= FAILING_AFTER {
+            Standing::Suspect
+        } else {
+            Standing::Well
+        }
+    }
+
+    /// The smoothed round-trip time; `None` before the first response.
+    pub fn srtt(&self) -> Option<Duration> {
+        self.rtt.map(|(smoothed, _)| smoothed)
+    }
+
+    /// How long to wait before asking again elsewhere, between `floor` and `ceiling`.
+    pub fn patience(&self, floor: Duration, ceiling: Duration) -> Duration {
+        let wait = self.rtt.map_or(UNKNOWN_RTT, |(smoothed, deviation)| smoothed + deviation * 4);
+        wait.clamp(floor, ceiling.max(floor))
+    }
+
+    /// Tells whether a probe is due, and if so takes it as sent.
+    pub fn is_probe_due(&mut self, now: Instant) -> bool {
+        let rested =
+            self.probed.is_none_or(|last| now.saturating_duration_since(last) >= PROBE_EVERY);
+        let due = self.standing() != Standing::Well && rested;
+        if due {
+            self.probed = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn start() -> Instant {
+        crate::clock::now()
+    }
+
+    #[test]
+    fn silence_makes_an_upstream_suspect_and_then_down_and_any_response_brings_it_back() {
+        let (mut health, start) = (Health::default(), start());
+        let standings: Vec<_> = (0..8)
+            .map(|n| {
+                let change = health.on_unanswered(start + 250 * MS * n);
+                (health.standing(), change)
+            })
+            .collect();
+        let (well, suspect, down) = (Standing::Well, Standing::Suspect, Standing::Down);
+        assert_eq!(
+            standings,
+            [
+                (well, None),
+                (suspect, None),
+                (suspect, None),
+                (suspect, None),
+                (down, Some(Change::WentDown)),
+                (down, None),
+                (down, None),
+                (down, None),
+            ]
+        );
+        assert_eq!(health.on_response(MS, false), Some(Change::CameBack));
+        assert_eq!(health.standing(), Standing::Well);
+    }
+
+    #[test]
+    fn lost_packets_among_responses_never_bring_an_upstream_down() {
+        let (mut health, start) = (Health::default(), start());
+        for n in 0..1000 {
+            assert_eq!(health.on_unanswered(start + 10 * MS * n), None);
+            if n % 4 == 3 {
+                health.on_response(MS, true);
+            }
+        }
+    }
+
+    #[test]
+    fn an_icmp_error_counts_at_once() {
+        let mut health = Health::default();
+        assert_eq!(health.on_unreachable(start()), Some(Change::WentDown));
+        assert_eq!(health.standing(), Standing::Down);
+    }
+
+    #[test]
+    fn failures_in_a_row_make_an_upstream_suspect_until_it_knows_something() {
+        let mut health = Health::default();
+        for _ in 0..FAILING_AFTER {
+            assert_eq!(health.standing(), Standing::Well);
+            health.on_response(MS, false);
+        }
+        assert_eq!(health.standing(), Standing::Suspect);
+        health.on_response(MS, true);
+        assert_eq!(health.standing(), Standing::Well);
+    }
+
+    #[test]
+    fn patience_follows_the_round_trip_time_between_floor_and_ceiling() {
+        for (rtt, patience) in [(1, 20), (8, 24), (50, 150), (1000, 400)] {
+            let mut health = Health::default();
+            health.on_response(rtt * MS, true);
+            assert_eq!(health.patience(20 * MS, 400 * MS), patience * MS, "{rtt} ms");
+        }
+        assert_eq!(Health::default().patience(20 * MS, 400 * MS), UNKNOWN_RTT);
+        assert_eq!(Health::default().patience(20 * MS, 50 * MS), 50 * MS);
+    }
+
+    #[test]
+    fn probes_are_spaced_and_only_for_those_that_are_not_well() {
+        let (mut health, start) = (Health::default(), start());
+        assert!(!health.is_probe_due(start));
+        health.on_unreachable(start);
+        assert!(health.is_probe_due(start));
+        assert!(!health.is_probe_due(start + PROBE_EVERY / 2));
+        assert!(health.is_probe_due(start + PROBE_EVERY));
+    }
+}

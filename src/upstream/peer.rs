@@ -1,0 +1,239 @@
+//! One upstream while the daemon runs: its health, manners, source ports, sockets and connections.
+//!
+//! A [`Peer`] is shared by every group that names the upstream, and outlives a reload.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::health::{Change, Health, Standing};
+use super::manners::Manners;
+use super::pool::Pool;
+use super::ports::{PortClass, Towards};
+use super::select::View;
+use super::transport::Connections;
+use super::verify::Style;
+use crate::config::{Transport, Upstream};
+use crate::dns::Rcode;
+use crate::dns::query::Query;
+use crate::metrics::UpstreamMetrics;
+
+/// Exchanges in flight by UDP, per upstream and class; each holds a descriptor and a port.
+const MAX_IN_FLIGHT: usize = 2048;
+
+/// The run-time state of one upstream.
+#[derive(Debug)]
+pub struct Peer {
+    /// As the configuration writes it.
+    pub form: Arc<str>,
+    pub upstream: Upstream,
+    /// Source ports; `None` where the transport is no datagram.
+    pub towards: Option<Arc<Towards>>,
+    pub pool: Pool,
+    pub connections: Connections,
+    pub metrics: UpstreamMetrics,
+    learned: Mutex<Learned>,
+    in_flight: [AtomicUsize; 3],
+    has_answered: AtomicBool,
+}
+
+/// One response that was heard.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    /// How its query was written.
+    pub style: Style,
+    pub rcode: Rcode,
+    pub rtt: Duration,
+    pub at: Instant,
+}
+
+/// What changes with each response.
+#[derive(Debug, Default)]
+struct Learned {
+    health: Health,
+    manners: Manners,
+    /// The last query that went wrong, to probe with.
+    probe: Option<Query>,
+}
+
+impl Peer {
+    /// An upstream that nothing is known of.
+    pub fn new(
+        upstream: Upstream,
+        towards: Option<Arc<Towards>>,
+        connections: Connections,
+        metrics: UpstreamMetrics,
+    ) -> Self {
+        Self {
+            form: form(&upstream).into(),
+            upstream,
+            pool: Pool::default(),
+            towards,
+            connections,
+            metrics,
+            learned: Mutex::default(),
+            in_flight: Default::default(),
+            has_answered: AtomicBool::new(false),
+        }
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the choice of upstreams depends on.
+    pub fn view(&self) -> View {
+        let learned = self.learned();
+        View {
+            standing: learned.health.standing(),
+            srtt: learned.health.srtt(),
+            in_flight: self.in_flight(),
+        }
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.learned().health.standing()
+    }
+
+    /// Exchanges in flight, all classes together.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Tells whether anything ever came back.
+    pub fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
+    }
+
+    /// How long to wait before asking again elsewhere.
+    pub fn patience(&self, floor: Duration, ceiling: Duration) -> Duration {
+        self.learned().health.patience(floor, ceiling)
+    }
+
+    /// How to write the next query by UDP.
+    pub fn style(&self, want_ad: bool, now: Instant) -> Style {
+        self.learned().manners.style(want_ad, now)
+    }
+
+    /// Tells whether queries carry EDNS.
+    pub fn has_edns(&self, now: Instant) -> bool {
+        self.learned().manners.has_edns(now)
+    }
+
+    /// Counts an exchange as in flight until the guard is dropped; `None` at the limit.
+    pub fn enter(self: &Arc<Self>, class: PortClass) -> Option<InFlight> {
+        let count = &self.in_flight[class as usize];
+        let entered = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            (count < MAX_IN_FLIGHT).then_some(count + 1)
+        });
+        entered.ok()?;
+        self.metrics.in_flight.inc();
+        Some(InFlight { peer: Arc::clone(self), class })
+    }
+
+    /// Learns from a conclusive response; `echoed`: the qname's case came back as sent.
+    pub fn on_answer(&self, heard: &Heard, echoed: bool) {
+        let mut learned = self.learned();
+        learned.manners.on_answer(heard.style, echoed, heard.at);
+        let change = learned.health.on_response(heard.rtt, true);
+        drop(learned);
+        self.count_response(heard, change);
+    }
+
+    /// Learns from a response that says nothing but failure.
+    pub fn on_failure(&self, heard: &Heard, query: &Query) {
+        let mut learned = self.learned();
+        learned.manners.on_reply(heard.style, heard.at);
+        let change = learned.health.on_response(heard.rtt, false);
+        learned.probe = Some(query.clone());
+        drop(learned);
+        self.metrics.failures.inc();
+        self.count_response(heard, change);
+    }
+
+    fn count_response(&self, heard: &Heard, change: Option<Change>) {
+        self.has_answered.store(true, Ordering::Relaxed);
+        self.metrics.responses.inc();
+        self.metrics.observe_rtt(heard.rtt, heard.rcode);
+        self.log(change);
+    }
+
+    /// Learns that a query has waited long enough.
+    pub fn on_unanswered(&self, style: Style, query: &Query, now: Instant) {
+        let mut learned = self.learned();
+        learned.manners.on_unanswered(style);
+        let change = learned.health.on_unanswered(now);
+        learned.probe = Some(query.clone());
+        drop(learned);
+        self.metrics.timeouts.inc();
+        self.log(change);
+    }
+
+    /// Learns that nobody listens there.
+    pub fn on_unreachable(&self, query: &Query, now: Instant) {
+        let mut learned = self.learned();
+        let change = learned.health.on_unreachable(now);
+        learned.probe = Some(query.clone());
+        drop(learned);
+        self.metrics.unreachable.inc();
+        self.log(change);
+    }
+
+    /// Learns that EDNS was refused.
+    pub fn on_edns_refused(&self, now: Instant) {
+        self.learned().manners.on_edns_refused(now);
+    }
+
+    /// Learns from a response in a wrong case.
+    pub fn on_wrong_case(&self, now: Instant) {
+        self.learned().manners.on_wrong_case(now);
+    }
+
+    /// The query to probe with, where a probe is due; it counts as sent.
+    pub fn due_probe(&self, now: Instant) -> Option<Query> {
+        let mut learned = self.learned();
+        if !learned.health.is_probe_due(now) {
+            return None;
+        }
+        learned.probe.clone()
+    }
+
+    /// The smoothed round-trip time.
+    pub fn srtt(&self) -> Option<Duration> {
+        self.learned().health.srtt()
+    }
+
+    fn log(&self, change: Option<Change>) {
+        match change {
+            Some(Change::WentDown) => tracing::warn!(upstream = %self.form, "upstream is down"),
+            Some(Change::CameBack) => tracing::info!(upstream = %self.form, "upstream is back"),
+            None => {}
+        }
+    }
+}
+
+/// One exchange in flight.
+#[derive(Debug)]
+pub struct InFlight {
+    peer: Arc<Peer>,
+    class: PortClass,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.peer.in_flight[self.class as usize].fetch_sub(1, Ordering::Relaxed);
+        self.peer.metrics.in_flight.dec();
+    }
+}
+
+/// An upstream in configuration form: `198.18.1.2:53`, `tls://192.0.2.9:853#dns.example`.
+pub fn form(upstream: &Upstream) -> String {
+    let address: SocketAddr = upstream.address;
+    match &upstream.transport {
+        Transport::Udp => address.to_string(),
+        Transport::Tcp => format!("tcp://{address}"),
+        Transport::Tls { server_name } => format!("tls://{address}#{server_name}"),
+        Transport::Https { server_name, path } => format!("https://{address}{path}#{server_name}"),
+    }
+}

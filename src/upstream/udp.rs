@@ -1,0 +1,79 @@
+//! One query and its response on one connected UDP socket.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::UdpSocket;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::ports::{Lease, NoSocket};
+use super::verify::{Asked, Verdict};
+
+/// The largest datagram there is; we advertise far less, but what is cut here cannot be judged.
+const MAX_DATAGRAM: usize = 65_535;
+
+thread_local! {
+    /// Where datagrams are received; what is kept of them is copied.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_DATAGRAM].into());
+}
+
+/// A connected socket on a port of its own. It carries one exchange at a time.
+#[derive(Debug)]
+pub struct Tuple {
+    // Dropped first: the port is free before its rest begins.
+    socket: AsyncFd<UdpSocket>,
+    _lease: Lease,
+}
+
+impl Tuple {
+    /// Registers a socket with the runtime.
+    ///
+    /// # Errors
+    /// [`NoSocket::Refused`] when the kernel watches no more descriptors.
+    pub fn new((socket, lease): (UdpSocket, Lease)) -> Result<Self, NoSocket> {
+        // A connected socket learns of ICMP errors by a bare EPOLLERR, which wakes no reader.
+        let interest = Interest::READABLE | Interest::ERROR;
+        // SAFETY: a `UdpSocket` owns its descriptor and gives the same one until it is dropped,
+        // which it is with the `AsyncFd`; nothing here takes it out or closes it before.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
+            .map_err(|error| NoSocket::Refused(error.into()))?;
+        Ok(Self { socket, _lease: lease })
+    }
+
+    /// Sends the query.
+    ///
+    /// # Errors
+    /// What the kernel says: no route, or an earlier ICMP error. A full send buffer is a lost packet.
+    pub fn send(&self, asked: &Asked) -> io::Result<()> {
+        let send = || match self.socket.get_ref().send(asked.wire()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => other.map(|_| ()),
+        };
+        // A kept socket may still hold the error of an earlier exchange; reading it clears it.
+        send().or_else(|_| send())
+    }
+
+    /// Waits for the next datagram and judges it.
+    ///
+    /// # Errors
+    /// An ICMP error for the query, as the kernel reports it.
+    /// # Cancel safety
+    /// A datagram is either judged or still in the socket.
+    pub async fn receive(&self, asked: &Asked) -> io::Result<Verdict> {
+        loop {
+            let mut ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
+            let judged = ready.try_io(|socket| {
+                BUFFER.with_borrow_mut(|buffer| {
+                    let length = socket.get_ref().recv(buffer)?;
+                    Ok(asked.judge_datagram(buffer.get(..length).unwrap_or_default()))
+                })
+            });
+            match judged {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(judged) => return judged,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}

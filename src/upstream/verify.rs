@@ -1,0 +1,305 @@
+//! Whether to believe what came back: everything that is compared with what was asked.
+//!
+//! Pure. A message that does not answer the query is no answer at all: it is ignored and the
+//! exchange goes on waiting. What answers it is either conclusive or a resolution failure.
+//!
+//! Source: RFC 5452 §9.1
+
+use rand::RngExt;
+
+use crate::dns::ede::{Ede, EdeCode};
+use crate::dns::edns::OPT_LEN;
+use crate::dns::query::Query;
+use crate::dns::response::Encoded;
+use crate::dns::wire::{self, flag};
+use crate::dns::{HEADER_LEN, Qtype, Rcode};
+
+/// A query as it went out, and how strictly its response is compared.
+#[derive(Debug)]
+pub struct Asked {
+    wire: Vec<u8>,
+    question_end: usize,
+    exact_case: bool,
+    edns: bool,
+}
+
+/// How a query is written and compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    pub edns: bool,
+    /// Letters of the qname get a random case (0x20).
+    pub mix_case: bool,
+    /// The response must echo that case.
+    pub exact_case: bool,
+    /// Ask with AD set, so that the upstream says whether it validated (RFC 6840 §5.7).
+    pub want_ad: bool,
+}
+
+/// What one message from an upstream is worth.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Not the response to this query: another id, opcode or question, or malformed.
+    Ignored,
+    /// The response but for the qname's case: a guess, or an upstream that does not echo case.
+    WrongCase,
+    /// The response, cut to fit a datagram.
+    Truncated,
+    /// NOERROR or NXDOMAIN. `echoed`: the qname's case came back as sent.
+    Conclusive { encoded: Encoded, echoed: bool },
+    /// A response that ends nothing: another RCODE, or a referral.
+    Failure { rcode: Rcode, ede: Option<Ede>, edns_refused: bool },
+}
+
+/// What a referral from a recursive resolver is reported as.
+const REFERRAL: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream sent a referral");
+
+/// What a response that is cut even on a stream is reported as.
+const CUT_STREAM: Ede = Ede::new(EdeCode::INVALID_DATA, "truncated although sent by TCP");
+
+impl Asked {
+    /// Writes `query` with a random id.
+    pub fn new(query: &Query, style: Style) -> Self {
+        let mut rng = rand::rng();
+        let id = rng.random();
+        let mut wire = query.to_wire(id, query.qname.as_wire(), style.edns);
+        let question_end = HEADER_LEN + query.qname.as_wire().len() + 4;
+        if style.mix_case {
+            mix_case(&mut wire[HEADER_LEN..question_end - 4], &mut rng);
+        }
+        if style.want_ad {
+            let flags = wire::u16_at(&wire, 2).unwrap_or_default();
+            wire::put_u16(&mut wire, 2, flags | flag::AD);
+        }
+        Self { wire, question_end, exact_case: style.exact_case, edns: style.edns }
+    }
+
+    /// The message as it goes out.
+    pub fn wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// Judges a datagram that came back on the tuple that the query left on.
+    pub fn judge_datagram(&self, message: &[u8]) -> Verdict {
+        if wire::u16_at(message, 0) != wire::u16_at(&self.wire, 0) {
+            return Verdict::Ignored;
+        }
+        self.judge(message)
+    }
+
+    /// Judges a message whose id the transport has compared already; a stream never cuts.
+    pub fn judge_stream(&self, message: &[u8]) -> Verdict {
+        match self.judge(message) {
+            Verdict::Truncated => Verdict::Failure {
+                rcode: Rcode::SERVFAIL,
+                ede: Some(CUT_STREAM),
+                edns_refused: false,
+            },
+            other => other,
+        }
+    }
+
+    fn judge(&self, message: &[u8]) -> Verdict {
+        let Some(flags) = wire::u16_at(message, 2) else { return Verdict::Ignored };
+        if message.len() < HEADER_LEN || flags & flag::QR == 0 || flags & flag::OPCODE != 0 {
+            return Verdict::Ignored;
+        }
+        match wire::u16_at(message, 4) {
+            Some(0) => return self.judge_header(message, Rcode(flags & flag::RCODE)),
+            Some(1) => {}
+            _ => return Verdict::Ignored,
+        }
+        let asked = &self.wire[HEADER_LEN..self.question_end];
+        let Some(answered) = message.get(HEADER_LEN..self.question_end) else {
+            return Verdict::Ignored;
+        };
+        let echoed = asked == answered;
+        if !echoed && !self.is_same_question(asked, answered) {
+            return Verdict::Ignored;
+        }
+        if !echoed && self.exact_case {
+            return Verdict::WrongCase;
+        }
+        if flags & flag::TC != 0 {
+            return Verdict::Truncated;
+        }
+        match Encoded::from_wire(message) {
+            Ok(encoded) => self.conclude(encoded, echoed, has_opt(message, self.question_end)),
+            Err(_) => Verdict::Ignored,
+        }
+    }
+
+    /// Compares two questions of equal length: the name without case, type and class as they are.
+    fn is_same_question(&self, asked: &[u8], answered: &[u8]) -> bool {
+        let name = asked.len() - 4;
+        asked[name..] == answered[name..] && asked[..name].eq_ignore_ascii_case(&answered[..name])
+    }
+
+    /// Judges a response without a question: a failure, from servers that echo nothing.
+    fn judge_header(&self, message: &[u8], rcode: Rcode) -> Verdict {
+        let opt = message.len() == HEADER_LEN + OPT_LEN;
+        if rcode.is_conclusive() || !(message.len() == HEADER_LEN || opt) {
+            return Verdict::Ignored;
+        }
+        Verdict::Failure { rcode, ede: None, edns_refused: self.is_edns_refused(rcode, opt) }
+    }
+
+    /// Tells knowledge from failure.
+    fn conclude(&self, encoded: Encoded, echoed: bool, opt: bool) -> Verdict {
+        let rcode = encoded.rcode();
+        if encoded.is_referral() {
+            let ede = Some(encoded.ede().unwrap_or(REFERRAL));
+            return Verdict::Failure { rcode: Rcode::SERVFAIL, ede, edns_refused: false };
+        }
+        if rcode.is_conclusive() {
+            return Verdict::Conclusive { encoded, echoed };
+        }
+        let edns_refused = self.is_edns_refused(rcode, opt);
+        Verdict::Failure { rcode, ede: encoded.ede(), edns_refused }
+    }
+
+    /// Tells whether a failure says that the server does not know EDNS.
+    ///
+    /// Source: RFC 6891 §7
+    fn is_edns_refused(&self, rcode: Rcode, opt: bool) -> bool {
+        let refused = match rcode {
+            Rcode::FORMERR | Rcode::NOTIMP => !opt,
+            Rcode::BADVERS => true,
+            _ => false,
+        };
+        self.edns && refused
+    }
+}
+
+/// Gives each letter of a wire name a random case.
+///
+/// Source: draft-vixie-dnsext-dns0x20
+fn mix_case(name: &mut [u8], rng: &mut impl rand::Rng) {
+    for chunk in name.chunks_mut(64) {
+        let mut bits: u64 = rng.random();
+        for byte in chunk {
+            // Length bytes are at most 63, below every letter.
+            if byte.is_ascii_alphabetic() && bits & 1 == 1 {
+                *byte ^= 0x20;
+            }
+            bits >>= 1;
+        }
+    }
+}
+
+/// Tells whether a well-formed message holds an OPT record.
+fn has_opt(message: &[u8], question_end: usize) -> bool {
+    let mut at = question_end;
+    std::iter::from_fn(|| {
+        let record = wire::record_at(message, at)?;
+        at = record.end;
+        Some(record)
+    })
+    .any(|record| Qtype(record.rtype) == Qtype::OPT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::name::Name;
+    use crate::testing::message;
+
+    const STYLE: Style = Style { edns: true, mix_case: true, exact_case: true, want_ad: false };
+
+    fn asked(style: Style) -> Asked {
+        let qname = Name::from_text("a-rather-long-name.example.org").expect("name");
+        Asked::new(&Query::new(qname, Qtype::A), style)
+    }
+
+    fn with(mut message: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        change(&mut message);
+        message
+    }
+
+    /// One letter of a verdict.
+    fn letter(verdict: &Verdict) -> char {
+        match verdict {
+            Verdict::Ignored => 'i',
+            Verdict::WrongCase => 'w',
+            Verdict::Truncated => 't',
+            Verdict::Conclusive { .. } => 'c',
+            Verdict::Failure { .. } => 'f',
+        }
+    }
+
+    #[test]
+    fn nothing_is_accepted_that_does_not_answer_the_question() {
+        let asked = asked(STYLE);
+        let good = message::answer_a(asked.wire(), [192, 0, 2, 1], 60);
+        let table: &[(&str, Vec<u8>, char)] = &[
+            ("the response", good.clone(), 'c'),
+            ("another id", with(good.clone(), |m| m[0] ^= 1), 'i'),
+            ("a query", with(good.clone(), |m| m[2] &= 0x7f), 'i'),
+            ("another opcode", with(good.clone(), |m| m[2] |= 0x28), 'i'),
+            ("another qname", with(good.clone(), |m| m[14] = b'0'), 'i'),
+            ("another case", with(good.clone(), |m| m[13] ^= 0x20), 'w'),
+            ("another qtype", with(good.clone(), |m| m[asked.question_end - 3] = 28), 'i'),
+            ("another qclass", with(good.clone(), |m| m[asked.question_end - 1] = 3), 'i'),
+            ("two questions", with(good.clone(), |m| m[5] = 2), 'i'),
+            ("truncated", with(good.clone(), |m| m[2] |= 2), 't'),
+            ("a record cut off", with(good.clone(), |m| m.truncate(m.len() - 1)), 'i'),
+            ("bytes behind the end", with(good.clone(), |m| m.push(0)), 'i'),
+            ("SERVFAIL", with(good.clone(), |m| m[3] |= 2), 'f'),
+            ("a header that says NOERROR", with(good[..12].to_vec(), |m| m[4..12].fill(0)), 'i'),
+            ("half a header", good[..7].to_vec(), 'i'),
+            ("nothing", Vec::new(), 'i'),
+        ];
+        for (what, message, verdict) in table {
+            assert_eq!(letter(&asked.judge_datagram(message)), *verdict, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_header_alone_is_a_failure_when_its_id_is_right() {
+        let asked = asked(STYLE);
+        let mut header = asked.wire()[..12].to_vec();
+        header[2..12].copy_from_slice(&[0x80, 0x01, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let verdict = asked.judge_datagram(&header);
+        assert!(
+            matches!(verdict, Verdict::Failure { rcode: Rcode::FORMERR, edns_refused: true, .. }),
+            "{verdict:?}"
+        );
+        header[0] ^= 1;
+        assert!(matches!(asked.judge_datagram(&header), Verdict::Ignored));
+    }
+
+    #[test]
+    fn the_case_matters_only_where_it_is_echoed() {
+        let asked = asked(Style { exact_case: false, ..STYLE });
+        let mut response = message::answer_a(asked.wire(), [192, 0, 2, 1], 60);
+        assert!(matches!(
+            asked.judge_datagram(&response),
+            Verdict::Conclusive { echoed: true, .. }
+        ));
+        response[HEADER_LEN..asked.question_end].make_ascii_lowercase();
+        response[13] = response[13].to_ascii_uppercase();
+        response[15] = response[15].to_ascii_uppercase();
+        let verdict = asked.judge_datagram(&response);
+        assert!(matches!(verdict, Verdict::Conclusive { .. }), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_referral_is_a_failure() {
+        let asked = asked(STYLE);
+        let verdict = asked.judge_datagram(&message::referral(asked.wire()));
+        assert!(matches!(verdict, Verdict::Failure { rcode: Rcode::SERVFAIL, .. }), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_mixed_name_is_the_same_name_with_other_letters() {
+        let plain = b"\x3fabcdefghijklmnopqrstuvwxyz-0123456789\0";
+        let mixes: std::collections::HashSet<_> = (0..100)
+            .map(|_| {
+                let mut name = plain.to_vec();
+                mix_case(&mut name, &mut rand::rng());
+                assert!(name.eq_ignore_ascii_case(plain));
+                name
+            })
+            .collect();
+        assert!(mixes.len() > 95, "26 letters give 67 million mixes");
+    }
+}
