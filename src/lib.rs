@@ -1,4 +1,5 @@
 //! nodens answers DNS on every node of a cluster.
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod dns;

@@ -6,11 +6,14 @@
 //!
 //! Read [`query`] first, then [`response`].
 
+pub mod build;
 pub mod ede;
 pub mod edns;
 pub mod name;
 pub mod query;
 pub mod response;
+#[cfg(test)]
+pub mod testing;
 pub mod text;
 pub mod ttl;
 mod walk;

@@ -12,6 +12,9 @@ impl Ttl {
     /// Source: RFC 8767 §4 ("on the order of days")
     pub const MAX: Self = Self(7 * 24 * 3600);
 
+    /// What we say of names that exist nowhere: 3 hours, the most that RFC 2308 §5 finds sensible.
+    pub const MAX_NEGATIVE: Self = Self(3 * 3600);
+
     /// What a stale record is served with.
     ///
     /// Source: RFC 8767 §4

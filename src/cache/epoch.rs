@@ -1,0 +1,55 @@
+//! Epochs by name: a bump makes every older answer to a name unservable, stored or still in flight.
+//!
+//! A fixed table indexed by a keyed hash of the folded name. Two names may share a slot; then a
+//! change of one drops the other's answers too, which costs an exchange and never a wrong answer.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::entry::Entry;
+
+/// Slots: 16,384 numbers of 4 bytes. A change then drops one in 16,384 of the unrelated names.
+const SLOTS: usize = 1 << 14;
+
+/// What a name's slot read when work on an answer began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    slot: u32,
+    count: u32,
+}
+
+/// The table.
+pub struct Epochs {
+    counts: Box<[AtomicU32]>,
+    hasher: RandomState,
+}
+
+impl Epochs {
+    /// All names at their first epoch.
+    pub fn new() -> Self {
+        let counts = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
+        Self { counts, hasher: RandomState::new() }
+    }
+
+    /// The epoch of a folded wire name now.
+    pub fn of(&self, qname: &[u8]) -> Epoch {
+        let slot = self.slot(qname);
+        let count = self.counts[slot].load(Ordering::Acquire);
+        Epoch { slot: u32::try_from(slot).expect("the table is small"), count }
+    }
+
+    /// Begins a new epoch for a folded wire name.
+    pub fn bump(&self, qname: &[u8]) {
+        self.counts[self.slot(qname)].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Tells whether the entry's name is still in the epoch in which work on it began.
+    pub fn is_current(&self, entry: &Entry) -> bool {
+        let Epoch { slot, count } = entry.epoch();
+        self.counts[slot as usize].load(Ordering::Acquire) == count
+    }
+
+    fn slot(&self, qname: &[u8]) -> usize {
+        usize::try_from(self.hasher.hash_one(qname)).unwrap_or(usize::MAX) % SLOTS
+    }
+}

@@ -1,0 +1,191 @@
+//! Keeps responses: one store, one byte budget, one law of lifetimes.
+//!
+//! What owns what: [`key`] names a response, [`entry`] is one with its times, [`policy`] is the law
+//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once.
+//! It refuses to ask anybody: a miss is a miss, `resolve` decides what follows.
+//!
+//! Freshness is decided by the caller's `now`; moka only stores and evicts.
+
+pub mod entry;
+pub mod epoch;
+pub mod key;
+pub mod policy;
+
+use std::hash::RandomState;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use moka::sync::Cache as Store;
+
+use self::entry::{Entry, State};
+use self::epoch::{Epoch, Epochs};
+use self::key::{Key, KeyBuffer};
+use self::policy::Lifetime;
+use crate::config;
+use crate::dns::name::Name;
+use crate::dns::response::Encoded;
+use crate::metrics::{CacheMetrics, Origin, ZoneId};
+
+/// What a lookup finds.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Within its lifetime.
+    Fresh(Arc<Entry>),
+    /// Past its lifetime, but servable when upstreams fail.
+    Stale(Arc<Entry>),
+    Absent,
+}
+
+/// The response cache of a process.
+pub struct Cache {
+    store: Store<Key, Arc<Entry>, RandomState>,
+    policy: ArcSwap<config::Cache>,
+    epochs: Epochs,
+    metrics: CacheMetrics,
+}
+
+/// Where a response comes from, for the one who stores it.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    pub zone: ZoneId,
+    pub origin: Origin,
+    /// The epoch of the name when the work on the response began.
+    pub epoch: Epoch,
+}
+
+impl Cache {
+    /// An empty cache under `policy`, whose `size` is its byte budget from now on.
+    pub fn new(policy: config::Cache, metrics: CacheMetrics) -> Self {
+        let evictions = metrics.evictions.clone();
+        let store = Store::builder()
+            .max_capacity(policy.size)
+            .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
+            .eviction_listener(move |_, _, cause| {
+                if cause == moka::notification::RemovalCause::Size {
+                    evictions.inc();
+                }
+            })
+            .build_with_hasher(RandomState::new());
+        Self { store, policy: ArcSwap::from_pointee(policy), epochs: Epochs::new(), metrics }
+    }
+
+    /// Takes over another policy; a changed `size` needs a new process and is left as it was.
+    pub fn set_policy(&self, policy: config::Cache) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// The entry under `key` that may be served at `now` without asking anybody; the hot path's question.
+    ///
+    /// Allocates nothing.
+    pub fn fresh(&self, key: &KeyBuffer, now: Instant) -> Option<Arc<Entry>> {
+        let entry = self.store.get(key.as_slice())?;
+        let servable = entry.state(now) == State::Fresh && self.epochs.is_current(&entry);
+        servable.then_some(entry)
+    }
+
+    /// The entry under `key`, with how it stands at `now`.
+    pub fn lookup(&self, key: &KeyBuffer, now: Instant) -> Found {
+        let Some(entry) = self.store.get(key.as_slice()) else { return Found::Absent };
+        if !self.epochs.is_current(&entry) {
+            return Found::Absent;
+        }
+        match entry.state(now) {
+            State::Fresh => Found::Fresh(entry),
+            State::Stale => Found::Stale(entry),
+            State::Dead => Found::Absent,
+        }
+    }
+
+    /// The epoch of a name (folded wire form); read it before work on a response begins.
+    pub fn epoch(&self, qname: &[u8]) -> Epoch {
+        self.epochs.of(qname)
+    }
+
+    /// Stores a response if the law lets it live; gives back the entry in either case, to be served once.
+    ///
+    /// TTLs are brought within the policy's bounds first. A response whose name has changed since
+    /// `source.epoch` was read is not stored.
+    pub fn store(
+        &self,
+        key: &KeyBuffer,
+        encoded: Encoded,
+        source: Source,
+        now: Instant,
+    ) -> Arc<Entry> {
+        let policy = self.policy.load();
+        let (encoded, lifetime) = policy::admit(encoded, &policy, source.origin);
+        let entry = Arc::new(Entry::new(encoded, lifetime, source, now));
+        let current = self.epochs.is_current(&entry);
+        if lifetime != Lifetime::NONE && current && policy.size > 0 {
+            self.store.insert(key.to_key(), Arc::clone(&entry));
+        }
+        entry
+    }
+
+    /// Remembers that resolving `key` failed, apart from any answer under the same key.
+    ///
+    /// Source: RFC 9520 §3.2
+    pub fn store_failure(&self, key: &KeyBuffer, failure: Encoded, source: Source, now: Instant) {
+        let policy = self.policy.load();
+        if policy.size == 0 {
+            return;
+        }
+        let lifetime = Lifetime { fresh: policy.failure_ttl, stale: std::time::Duration::ZERO };
+        let entry = Arc::new(Entry::new(failure, lifetime, source, now));
+        self.metrics.failures_cached.inc();
+        self.store.insert(key.for_failure().to_key(), entry);
+    }
+
+    /// The remembered failure of `key`, if it still holds.
+    pub fn failure(&self, key: &KeyBuffer, now: Instant) -> Option<Arc<Entry>> {
+        self.fresh(&key.for_failure(), now)
+    }
+
+    /// Makes every stored response to questions for `name` unservable at once, whatever the type.
+    pub fn flush(&self, name: &Name) {
+        self.metrics.flushes.inc();
+        self.epochs.bump(name.as_wire());
+    }
+
+    /// Removes every response to questions for `name` and names below it; gives back how many.
+    ///
+    /// Visits every entry; for operators and reloads. Exchanges in flight for those names bring
+    /// their answers back afterwards, so a caller that changed upstreams does that first.
+    pub fn flush_within(&self, name: &Name) -> usize {
+        self.metrics.flushes.inc();
+        let within =
+            |key: &Key| crate::dns::name::suffixes(key.qname()).any(|s| s == name.as_wire());
+        let doomed: Vec<Arc<Key>> =
+            self.store.iter().map(|(key, _)| key).filter(|key| within(key)).collect();
+        for key in &doomed {
+            self.epochs.bump(key.qname());
+            self.store.invalidate(key.as_ref());
+        }
+        doomed.len()
+    }
+
+    /// Applies pending inserts and evictions and refreshes the gauges.
+    ///
+    /// Called from the resolver runtime, so that no hit pays for evictions.
+    pub fn maintain(&self) {
+        self.store.run_pending_tasks();
+        self.metrics.entries.set(i64::try_from(self.store.entry_count()).unwrap_or(i64::MAX));
+        self.metrics.bytes.set(i64::try_from(self.store.weighted_size()).unwrap_or(i64::MAX));
+    }
+
+    /// Entries and bytes as of the last [`Cache::maintain`].
+    pub fn fill(&self) -> (u64, u64) {
+        (self.store.entry_count(), self.store.weighted_size())
+    }
+
+    /// The counters that belong to the cache.
+    pub fn metrics(&self) -> &CacheMetrics {
+        &self.metrics
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<config::Cache> {
+        self.policy.load_full()
+    }
+}

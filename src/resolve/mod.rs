@@ -1,0 +1,168 @@
+//! The story of a query, from question to response. Read [`Resolver::resolve`] first.
+//!
+//! [`route`] picks who answers, [`local`] knows our own data, [`forward`] asks upstreams through the
+//! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
+//! [`any`] answers ANY over UDP with little.
+//! It refuses to know sockets and wire forms: `serve` faces stub resolvers, `upstream` the others.
+
+pub mod alias;
+pub mod any;
+pub mod error;
+pub mod forward;
+pub mod hosts;
+pub mod inflight;
+pub mod local;
+pub mod route;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use self::error::ResolveError;
+use self::inflight::InFlight;
+use self::local::LocalAnswer;
+use self::route::{ForwardZone, Route, Routes};
+use crate::cache::entry::Entry;
+use crate::cache::key::KeyBuffer;
+use crate::cache::{Cache, Found, Source};
+use crate::clock;
+use crate::dns::query::Query;
+use crate::dns::response::{Aging, Encoded};
+use crate::dns::{Qclass, Qtype};
+use crate::metrics::{Metrics, Origin, ZoneId};
+
+/// How the query came, as far as the answer depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// By UDP: the source address may be forged, so ANY gets little (RFC 8482).
+    Datagram,
+    /// By TCP, TLS or HTTPS.
+    Stream,
+}
+
+/// A response and how its TTLs are to be written.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub entry: Arc<Entry>,
+    pub aging: Aging,
+}
+
+/// Answers queries from our own data, the cache, or upstreams.
+pub struct Resolver {
+    routes: ArcSwap<Routes>,
+    cache: Arc<Cache>,
+    in_flight: InFlight,
+    metrics: Arc<Metrics>,
+}
+
+impl Resolver {
+    /// A resolver over `routes`, which may be swapped later.
+    pub fn new(routes: Routes, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        Self { routes: ArcSwap::from_pointee(routes), cache, in_flight: InFlight::default(), metrics }
+    }
+
+    /// The response to `query`. NXDOMAIN and NODATA are responses.
+    ///
+    /// # Errors
+    /// [`ResolveError`] knows the RCODE and extended error that the stub resolver gets.
+    /// # Cancel safety
+    /// Identical queries that waited for this one start over.
+    pub async fn resolve(
+        self: &Arc<Self>,
+        query: &Query,
+        arrival: Arrival,
+    ) -> Result<Response, ResolveError> {
+        error::refuse(query)?;
+        if query.qclass == Qclass::CH {
+            return self.chaos(query);
+        }
+        if query.qtype == Qtype::ANY && arrival == Arrival::Datagram {
+            return self.any(query).await;
+        }
+        let routes = self.routes.load_full();
+        match routes.route(&query.qname) {
+            Route::Local(answer) => match answer.encode(query) {
+                LocalAnswer::Whole(encoded) => Ok(self.local(query, encoded, &routes)),
+                LocalAnswer::Alias(alias) => self.follow(query, alias).await,
+            },
+            Route::Forward(zone) => self.forward(query, zone).await,
+        }
+    }
+
+    /// Stores a response from our own data, so that the hot path serves it next time.
+    fn local(&self, query: &Query, encoded: Encoded, routes: &Routes) -> Response {
+        let key = KeyBuffer::from_query(query);
+        let epoch = self.cache.epoch(key.qname());
+        let source = Source { zone: routes.local_zone(), origin: Origin::Local, epoch };
+        // A reload that swaps the routes bumps the epochs afterwards, so routes that are still the
+        // current ones after the epoch was read make an entry that the reload will drop.
+        if !std::ptr::eq(&**self.routes.load(), routes) {
+            return Response::once(encoded, source);
+        }
+        Response { entry: self.cache.store(&key, encoded, source, clock::now()), aging: Aging::Fresh }
+    }
+
+    /// Answers a question of class CH: our version, if the operator lets us tell it.
+    fn chaos(&self, query: &Query) -> Result<Response, ResolveError> {
+        let routes = self.routes.load();
+        let encoded = routes.local().version(query).ok_or(ResolveError::Class)?;
+        let epoch = self.cache.epoch(query.qname.as_wire());
+        Ok(Response::once(encoded, Source { zone: routes.local_zone(), origin: Origin::Local, epoch }))
+    }
+
+    /// Swaps the routes; queries that run keep the ones that they began with.
+    pub fn set_routes(&self, routes: Routes) {
+        self.routes.store(Arc::new(routes));
+    }
+
+    /// The routes in force.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The zone under which refusals and failures for `query` are counted.
+    pub fn zone_of(&self, query: &Query) -> ZoneId {
+        let routes = self.routes.load();
+        match routes.route(&query.qname) {
+            Route::Local(_) => routes.local_zone(),
+            Route::Forward(zone) => zone.id,
+        }
+    }
+
+    /// Asks again for a popular name whose entry is about to end; nobody waits for it.
+    ///
+    /// Must be called inside the resolver runtime.
+    pub fn prefetch(self: &Arc<Self>, query: Query) {
+        if !self.cache.policy().prefetch {
+            return;
+        }
+        let routes = self.routes.load_full();
+        if let Route::Forward(zone) = routes.route(&query.qname) {
+            self.metrics.cache.prefetches.inc();
+            let (this, zone) = (Arc::clone(self), Arc::clone(zone));
+            tokio::spawn(async move { this.renew(&query, &zone).await });
+        }
+    }
+
+    /// What the cache holds for `query`, fresh, without asking anybody.
+    pub fn cached(&self, query: &Query) -> Option<Response> {
+        let now = clock::now();
+        match self.cache.lookup(&KeyBuffer::from_query(query), now) {
+            Found::Fresh(entry) => Some(Response { aging: entry.aging(now), entry }),
+            _ => None,
+        }
+    }
+}
+
+impl Response {
+    /// A response that is served once and not stored.
+    fn once(encoded: Encoded, source: Source) -> Self {
+        let lifetime = crate::cache::policy::Lifetime::NONE;
+        let entry = Arc::new(Entry::new(encoded, lifetime, source, clock::now()));
+        Self { entry, aging: Aging::Fresh }
+    }
+}
