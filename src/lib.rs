@@ -5,6 +5,8 @@ pub mod config;
 pub mod dns;
 pub mod metrics;
 pub mod pulse;
+pub mod resolve;
+pub mod serve;
 pub mod shutdown;
 pub mod telemetry;
 #[doc(hidden)]

@@ -1,6 +1,7 @@
 //! Domain names in the form that keys, routes and rules compare: uncompressed wire bytes, case folded.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use thiserror::Error;
 
@@ -91,6 +92,26 @@ impl Name {
             return Err(NameError::LongName);
         }
         Ok(Self(out.into()))
+    }
+
+    /// The reverse name of an address: below `in-addr.arpa.` or `ip6.arpa.`.
+    ///
+    /// Source: RFC 1035 §3.5, RFC 3596 §2.5
+    pub fn reverse_of(address: IpAddr) -> Self {
+        let text = match address {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                format!("{d}.{c}.{b}.{a}.in-addr.arpa.")
+            }
+            IpAddr::V6(v6) => {
+                let mut text = String::with_capacity(73);
+                for byte in v6.octets().iter().rev() {
+                    text.push_str(&format!("{:x}.{:x}.", byte & 0xf, byte >> 4));
+                }
+                text + "ip6.arpa."
+            }
+        };
+        Self::from_text(&text).expect("labels of one to three digits")
     }
 
     /// The folded wire bytes, root label included.
@@ -231,6 +252,17 @@ mod tests {
             .map(String::as_str)
             .join(".");
         assert_eq!(Name::from_text(&text).expect("fits").as_wire().len(), 255);
+    }
+
+    #[test]
+    fn addresses_have_reverse_names() {
+        for (address, name) in [
+            ("192.0.2.5", "5.2.0.192.in-addr.arpa."),
+            ("::1", &format!("1.{}ip6.arpa.", "0.".repeat(31))),
+            ("2001:db8::", &format!("{}8.b.d.0.1.0.0.2.ip6.arpa.", "0.".repeat(24))),
+        ] {
+            assert_eq!(Name::reverse_of(address.parse().expect("address")).to_string(), name);
+        }
     }
 
     #[test]

@@ -70,12 +70,7 @@ impl Resolver {
     }
 
     /// Asks the zone's upstreams, or waits for an identical query that does.
-    pub(super) async fn ask(
-        &self,
-        query: &Query,
-        key: &KeyBuffer,
-        zone: &ForwardZone,
-    ) -> Outcome {
+    pub(super) async fn ask(&self, query: &Query, key: &KeyBuffer, zone: &ForwardZone) -> Outcome {
         loop {
             match self.in_flight.join(key) {
                 Role::Lead(lead) => {

@@ -47,7 +47,7 @@ const PRIVATE_REVERSE: [&str; 13] = [
 
 /// What a special-use tree holds below its apex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tree {
+pub enum Tree {
     /// Nothing: NXDOMAIN.
     Empty,
     /// `localhost.`: the loopback addresses at every name.
@@ -69,7 +69,7 @@ pub enum LocalMatch<'a> {
     /// A name of ours with its records.
     Exact { records: &'a [LocalRecord], ttl: Ttl },
     /// A name within the special-use tree of this apex.
-    Special { apex: Name, tree_is_loopback: bool, at_apex: bool },
+    Special { apex: Name, tree: Tree, at_apex: bool },
 }
 
 /// What our own data says to a question.
@@ -113,21 +113,27 @@ impl Local {
         let tree = *self.trees.get(suffix)?;
         let apex = Name::from_wire(suffix)?;
         let at_apex = apex == *qname;
-        Some(LocalMatch::Special { apex, tree_is_loopback: tree == Tree::Loopback, at_apex })
+        Some(LocalMatch::Special { apex, tree, at_apex })
     }
 
     /// The response to `version.bind. CH TXT` and its like, if we may tell.
     pub fn version(&self, query: &Query) -> Option<Encoded> {
         let text = self.version.as_deref()?;
         let asked = query.qname.to_string();
-        if !matches!(asked.as_str(), "version.bind." | "version.server.") || query.qtype != Qtype::TXT {
+        if !matches!(asked.as_str(), "version.bind." | "version.server.")
+            || query.qtype != Qtype::TXT
+        {
             return None;
         }
         let text = &text.as_bytes()[..text.len().min(255)];
         let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
         let rdata = [&[length][..], text].concat();
-        let record =
-            LocalRecord { owner: query.qname.clone(), rtype: Qtype::TXT, ttl: Ttl::from_wire(0), rdata };
+        let record = LocalRecord {
+            owner: query.qname.clone(),
+            rtype: Qtype::TXT,
+            ttl: Ttl::from_wire(0),
+            rdata,
+        };
         debug_assert_eq!(query.qclass, Qclass::CH);
         Some(build::authoritative(query, Rcode::NOERROR, &[record], &[]))
     }
@@ -158,16 +164,15 @@ impl LocalMatch<'_> {
                 }
                 (query.qname.clone(), *ttl, Rcode::NOERROR, answer)
             }
-            Self::Special { apex, tree_is_loopback: true, .. } => {
+            Self::Special { apex, tree: Tree::Loopback, .. } => {
                 (apex.clone(), SPECIAL_TTL, Rcode::NOERROR, loopback(query))
             }
-            Self::Special { apex, at_apex, .. } => {
+            Self::Special { apex, tree: Tree::Empty, at_apex } => {
                 let rcode = if *at_apex { Rcode::NOERROR } else { Rcode::NXDOMAIN };
                 (apex.clone(), SPECIAL_TTL, rcode, apex_records(query, apex, *at_apex))
             }
         };
-        let authority =
-            if answer.is_empty() { vec![build::soa(&apex, ttl)] } else { Vec::new() };
+        let authority = if answer.is_empty() { vec![build::soa(&apex, ttl)] } else { Vec::new() };
         LocalAnswer::Whole(build::authoritative(query, rcode, &answer, &authority))
     }
 }

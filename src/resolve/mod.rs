@@ -33,7 +33,7 @@ use crate::metrics::{Metrics, Origin, ZoneId};
 
 /// How the query came, as far as the answer depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub enum Carrier {
     /// By UDP: the source address may be forged, so ANY gets little (RFC 8482).
     Datagram,
     /// By TCP, TLS or HTTPS.
@@ -58,7 +58,12 @@ pub struct Resolver {
 impl Resolver {
     /// A resolver over `routes`, which may be swapped later.
     pub fn new(routes: Routes, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
-        Self { routes: ArcSwap::from_pointee(routes), cache, in_flight: InFlight::default(), metrics }
+        Self {
+            routes: ArcSwap::from_pointee(routes),
+            cache,
+            in_flight: InFlight::default(),
+            metrics,
+        }
     }
 
     /// The response to `query`. NXDOMAIN and NODATA are responses.
@@ -70,13 +75,13 @@ impl Resolver {
     pub async fn resolve(
         self: &Arc<Self>,
         query: &Query,
-        arrival: Arrival,
+        carrier: Carrier,
     ) -> Result<Response, ResolveError> {
         error::refuse(query)?;
         if query.qclass == Qclass::CH {
             return self.chaos(query);
         }
-        if query.qtype == Qtype::ANY && arrival == Arrival::Datagram {
+        if query.qtype == Qtype::ANY && carrier == Carrier::Datagram {
             return self.any(query).await;
         }
         let routes = self.routes.load_full();
@@ -99,7 +104,10 @@ impl Resolver {
         if !std::ptr::eq(&**self.routes.load(), routes) {
             return Response::once(encoded, source);
         }
-        Response { entry: self.cache.store(&key, encoded, source, clock::now()), aging: Aging::Fresh }
+        Response {
+            entry: self.cache.store(&key, encoded, source, clock::now()),
+            aging: Aging::Fresh,
+        }
     }
 
     /// Answers a question of class CH: our version, if the operator lets us tell it.
@@ -107,7 +115,10 @@ impl Resolver {
         let routes = self.routes.load();
         let encoded = routes.local().version(query).ok_or(ResolveError::Class)?;
         let epoch = self.cache.epoch(query.qname.as_wire());
-        Ok(Response::once(encoded, Source { zone: routes.local_zone(), origin: Origin::Local, epoch }))
+        Ok(Response::once(
+            encoded,
+            Source { zone: routes.local_zone(), origin: Origin::Local, epoch },
+        ))
     }
 
     /// Swaps the routes; queries that run keep the ones that they began with.

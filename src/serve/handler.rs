@@ -1,0 +1,265 @@
+//! The one `RequestHandler` for every way in: our own UDP and TCP front ends, and hickory's servers.
+//!
+//! Our front ends take wire bytes through [`WireReply`]; any other `ResponseHandler` gets records.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use hickory_proto::op::{Header, Message};
+use hickory_proto::rr::Record;
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_server::net::NetError;
+use hickory_server::net::runtime::Time;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
+
+use super::front::{Facts, Front, Look, vet};
+use super::reply;
+use crate::clock;
+use crate::dns::query::{Query, QueryView};
+use crate::metrics::{Arrival, Origin, Tally};
+use crate::resolve::{Carrier, ResolveError, Response};
+
+/// The largest message.
+const MAX_MESSAGE: usize = u16::MAX as usize;
+
+/// Answers what the hot path could not.
+pub struct Handler {
+    front: Arc<Front>,
+    tally: Arc<Tally>,
+}
+
+impl Handler {
+    /// A handler over `front`, with counters of its own.
+    pub fn new(front: Arc<Front>) -> Self {
+        let tally = front.metrics.tally();
+        Self { front, tally }
+    }
+
+    /// The response to one message in wire form; `None` when nothing goes back.
+    async fn respond(&self, wire: &[u8], source: SocketAddr, carrier: Carrier) -> Answer {
+        let policy = self.front.policy.load_full();
+        let now = clock::now();
+        let look = vet(wire, source.ip(), &policy);
+        let limit = match (&look, carrier) {
+            (Look::Miss(view), Carrier::Datagram) => view.udp_limit(policy.udp_payload),
+            _ => MAX_MESSAGE,
+        };
+        let Look::Miss(view) = look else {
+            let mut out = vec![0; reply::REFUSAL_LEN];
+            let facts = self.front.answer(&look, wire, now, limit, &mut out);
+            return facts.map(|facts| finished(out, facts));
+        };
+        let query = view.to_query();
+        let resolving = AssertUnwindSafe(self.front.resolver.resolve(&query, carrier));
+        let outcome = resolving.catch_unwind().await.unwrap_or_else(|_| {
+            self.front.metrics.serve.panics.inc();
+            tracing::error!(qname = %query.qname, qtype = %query.qtype, "a panic was caught");
+            Err(ResolveError::Internal)
+        });
+        Some(match outcome {
+            Ok(response) => fitted(&view, &response, limit, wire.len()),
+            Err(error) => self.failed(&view, &query, &error),
+        })
+    }
+
+    /// The response that tells of a failure.
+    fn failed(&self, view: &QueryView<'_>, query: &Query, error: &ResolveError) -> (Vec<u8>, Facts) {
+        let mut out = vec![0; reply::REFUSAL_LEN];
+        let (rcode, ede) = (error.rcode(), error.ede());
+        let response_len = reply::refusal(view, rcode, ede.as_ref(), &mut out);
+        let facts = Facts {
+            zone: self.front.resolver.zone_of(query),
+            qtype: query.qtype,
+            dnssec_ok: query.dnssec_ok,
+            rcode,
+            origin: Origin::Failure,
+            query_len: 0,
+            response_len,
+        };
+        finished(out, facts)
+    }
+}
+
+/// A response with its facts, or nothing.
+type Answer = Option<(Vec<u8>, Facts)>;
+
+/// Cuts the buffer to what was written.
+fn finished(mut out: Vec<u8>, facts: Facts) -> (Vec<u8>, Facts) {
+    out.truncate(facts.response_len);
+    (out, facts)
+}
+
+/// The response fitted to the stub resolver.
+fn fitted(
+    view: &QueryView<'_>,
+    response: &Response,
+    limit: usize,
+    query_len: usize,
+) -> (Vec<u8>, Facts) {
+    let encoded = response.entry.encoded();
+    let mut out = vec![0; encoded.max_fitted_len()];
+    let response_len = encoded.fit(view, response.aging, limit, &mut out);
+    let origin = match response.aging {
+        crate::dns::response::Aging::Stale => Origin::Stale,
+        _ => response.entry.origin(),
+    };
+    let facts = Facts {
+        zone: response.entry.zone(),
+        qtype: view.qtype(),
+        dnssec_ok: view.dnssec_ok(),
+        rcode: encoded.rcode(),
+        origin,
+        query_len,
+        response_len,
+    };
+    finished(out, facts)
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut response_handle: R,
+    ) -> ResponseInfo {
+        let started = clock::now();
+        let carrier = match request.protocol() {
+            Protocol::Udp => Carrier::Datagram,
+            _ => Carrier::Stream,
+        };
+        let answer = self.respond(request.as_slice(), request.src(), carrier).await;
+        let Some((wire, facts)) = answer else { return info_of(request.as_slice()) };
+        let info = info_of(&wire);
+        let handle: &mut dyn Any = &mut response_handle;
+        let started = match handle.downcast_mut::<WireReply>() {
+            Some(reply) => reply.put(wire).unwrap_or(started),
+            None => {
+                if let Err(error) = send_records(request, &wire, response_handle).await {
+                    tracing::debug!(%error, "response not sent");
+                    self.front.metrics.serve.send_failures.inc();
+                }
+                started
+            }
+        };
+        let arrival = arrival_of(request.src(), carrier);
+        let duration = clock::now().saturating_duration_since(started);
+        self.tally.record(&facts.answered(arrival, duration));
+        info
+    }
+}
+
+/// The metrics' word for how a query came in.
+pub fn arrival_of(source: SocketAddr, carrier: Carrier) -> Arrival {
+    match (carrier, source.ip().to_canonical().is_ipv4()) {
+        (Carrier::Datagram, true) => Arrival::Udp4,
+        (Carrier::Datagram, false) => Arrival::Udp6,
+        (Carrier::Stream, true) => Arrival::Tcp4,
+        (Carrier::Stream, false) => Arrival::Tcp6,
+    }
+}
+
+/// Header facts of a message, as hickory wants them back.
+fn info_of(wire: &[u8]) -> ResponseInfo {
+    let header = Header::read(&mut BinDecoder::new(wire));
+    ResponseInfo::from(header.expect("both queries and our responses have a whole header"))
+}
+
+/// Hands a response to a `ResponseHandler` that takes records.
+async fn send_records<R: ResponseHandler>(
+    request: &Request,
+    wire: &[u8],
+    mut handle: R,
+) -> Result<ResponseInfo, NetError> {
+    let message = Message::from_vec(wire).map_err(|error| NetError::from(error.to_string()))?;
+    let builder = MessageResponseBuilder::new(&request.queries, message.edns.as_ref());
+    let none: [Record; 0] = [];
+    let response = builder.build(
+        message.metadata,
+        message.answers.iter(),
+        message.authorities.iter(),
+        none.iter(),
+        message.additionals.iter(),
+    );
+    handle.send_response(response).await
+}
+
+/// Where a front end of our own finds the response in wire form.
+#[derive(Clone)]
+pub struct WireReply(Arc<WireSlot>);
+
+/// The response and the moment at which its query was received.
+struct WireSlot {
+    wire: Mutex<Option<Vec<u8>>>,
+    received: Instant,
+}
+
+impl WireReply {
+    /// Empty; `received` is when the query came in.
+    pub fn new(received: Instant) -> Self {
+        Self(Arc::new(WireSlot { wire: Mutex::new(None), received }))
+    }
+
+    /// Puts the response in; gives back when its query was received.
+    fn put(&self, wire: Vec<u8>) -> Option<Instant> {
+        *self.0.wire.lock().unwrap_or_else(PoisonError::into_inner) = Some(wire);
+        Some(self.0.received)
+    }
+
+    /// Takes the response out.
+    pub fn take(&self) -> Option<Vec<u8>> {
+        self.0.wire.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[async_trait::async_trait]
+impl ResponseHandler for WireReply {
+    /// Encodes a response made of records; only other `RequestHandler`s than ours come here.
+    async fn send_response<'a>(
+        &mut self,
+        response: MessageResponse<
+            '_,
+            'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+        >,
+    ) -> Result<ResponseInfo, NetError> {
+        let mut wire = Vec::with_capacity(512);
+        let mut encoder = hickory_proto::serialize::binary::BinEncoder::new(&mut wire);
+        let info = response.destructive_emit(&mut encoder)?;
+        self.put(wire);
+        Ok(info)
+    }
+}
+
+/// Resolves one message that came in over a front end of our own; `None`: nothing goes back.
+pub async fn handle(
+    handler: &Handler,
+    wire: Vec<u8>,
+    source: SocketAddr,
+    carrier: Carrier,
+    received: Instant,
+) -> Option<Vec<u8>> {
+    let protocol = match carrier {
+        Carrier::Datagram => Protocol::Udp,
+        Carrier::Stream => Protocol::Tcp,
+    };
+    let header = wire.get(..crate::dns::HEADER_LEN)?.to_vec();
+    let Ok(request) = Request::from_bytes(wire, source, protocol) else {
+        // hickory reads inside records where we only measure them: what it cannot read is malformed.
+        handler.front.metrics.serve.malformed.inc();
+        let mut out = vec![0; crate::dns::HEADER_LEN];
+        reply::header(&header, crate::dns::Rcode::FORMERR, &mut out);
+        return Some(out);
+    };
+    let reply = WireReply::new(received);
+    handler.handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, reply.clone()).await;
+    reply.take()
+}

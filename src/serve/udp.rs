@@ -1,0 +1,220 @@
+//! The UDP front end: plain threads that receive, answer and send in batches.
+//!
+//! A hit is answered in the thread, with no allocation and no await. A miss is copied and given to a
+//! worker of the resolver runtime, which sends its response through the same socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Runners;
+use super::front::{Facts, Front, Look, Policy, SHED};
+use super::handler::{self, Handler};
+use super::quota::Share;
+use super::reply;
+use super::socket::{self, BATCH, Inbox, Outbox, Peer, UdpSocket};
+use crate::clock;
+use crate::dns::Rcode;
+use crate::metrics::{Arrival, Origin, ThreadTally};
+use crate::pulse::Pulse;
+use crate::resolve::Carrier;
+use crate::shutdown::{Owed, Shutdown};
+
+/// How long a thread waits for datagrams before it goes round.
+const POLL_MS: i32 = 200;
+
+/// Batches that are taken from one socket before the others get their turn.
+const TURN: usize = 16;
+
+/// How often a response waits for room in the send buffer, a millisecond each.
+const SEND_TRIES: usize = 5;
+
+/// One serve thread.
+struct Serve {
+    sockets: Vec<Arc<UdpSocket>>,
+    front: Arc<Front>,
+    handler: Arc<Handler>,
+    worker: tokio::runtime::Handle,
+    tally: ThreadTally,
+    pulse: Arc<Pulse>,
+    shutdown: Shutdown,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// Facts of the responses in the outbox.
+    facts: Vec<(Facts, Arrival)>,
+}
+
+/// Starts serve thread `index` over its sockets.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) -> io::Result<()> {
+    let front = Arc::clone(runners.front);
+    let worker = runners.workers[index % runners.workers.len()].clone();
+    let pulse = runners.pulses.register(format!("serve-{index}"));
+    let shutdown = runners.shutdown.clone();
+    let owed = shutdown.owe();
+    let run = move || {
+        let serve = Serve {
+            sockets,
+            handler: Arc::new(Handler::new(Arc::clone(&front))),
+            tally: front.metrics.thread_tally(),
+            front,
+            worker,
+            pulse,
+            shutdown,
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
+            facts: Vec::with_capacity(BATCH),
+        };
+        serve.run(owed);
+    };
+    std::thread::Builder::new().name(format!("serve-{index}")).spawn(run).map(|_| ())
+}
+
+impl Serve {
+    /// Goes round until the drain begins and nothing is left to read.
+    fn run(mut self, _owed: Owed) {
+        let mut ready = Vec::with_capacity(self.sockets.len());
+        loop {
+            let draining = self.shutdown.is_begun();
+            let timeout_ms = if draining { 0 } else { POLL_MS };
+            socket::wait_readable(&self.sockets, timeout_ms, &mut ready);
+            self.pulse.beat();
+            if draining && !ready.contains(&true) {
+                return;
+            }
+            for index in 0..ready.len() {
+                if ready[index] {
+                    self.take_turn(index);
+                }
+            }
+        }
+    }
+
+    /// Reads one socket until it is empty or its turn is over.
+    fn take_turn(&mut self, index: usize) {
+        let socket = Arc::clone(&self.sockets[index]);
+        for _ in 0..TURN {
+            // Errors of earlier sends (ICMP) surface here and concern nobody.
+            match self.inbox.receive(&socket) {
+                Ok(0) => return,
+                Ok(count) => self.serve_batch(&socket, count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Answers what can be answered at once, and hands the rest to the resolver.
+    fn serve_batch(&mut self, socket: &Arc<UdpSocket>, count: usize) {
+        let now = clock::now();
+        let front = Arc::clone(&self.front);
+        let policy = front.policy.load();
+        for i in 0..count {
+            self.serve_one(i, socket, now, &policy);
+        }
+        let lost = self.outbox.send(socket, &mut self.inbox);
+        if lost > 0 {
+            self.front.metrics.serve.send_failures.inc_by(lost as u64);
+        }
+        let duration = clock::now().saturating_duration_since(now);
+        for (facts, arrival) in self.facts.drain(..) {
+            self.tally.record(&facts.answered(arrival, duration));
+        }
+    }
+
+    /// Answers datagram `i` of the inbox into the outbox, or submits it.
+    fn serve_one(&mut self, i: usize, socket: &Arc<UdpSocket>, now: Instant, policy: &Policy) {
+        let source = self.inbox.peer(i).source();
+        let wire = self.inbox.datagram(i);
+        let look = self.front.look(wire, source.ip(), now, policy);
+        let limit = match &look {
+            Look::Hit(view, _) => view.udp_limit(policy.udp_payload),
+            _ => socket::DATAGRAM,
+        };
+        let out = self.outbox.next();
+        let mut facts = self.front.answer(&look, wire, now, limit, out);
+        match &look {
+            Look::Miss(view) => {
+                match self.front.in_flight.take(source.ip()) {
+                    Some(share) => self.submit(i, socket, now, share),
+                    None => facts = Some(self.front.shed(view, out)),
+                }
+            }
+            Look::Hit(view, entry) if entry.claims_prefetch(now) => {
+                let (resolver, query) = (Arc::clone(&self.front.resolver), view.to_query());
+                self.worker.spawn(async move { resolver.prefetch(query) });
+            }
+            _ => {}
+        }
+        if let Some(facts) = facts {
+            self.outbox.commit(i, facts.response_len);
+            self.facts.push((facts, handler::arrival_of(source, Carrier::Datagram)));
+        }
+    }
+
+    /// Gives datagram `i` to the resolver runtime.
+    fn submit(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant, share: Share) {
+        let miss = Miss {
+            wire: self.inbox.datagram(i).to_vec(),
+            peer: *self.inbox.peer(i),
+            socket: Arc::clone(socket),
+            handler: Arc::clone(&self.handler),
+            front: Arc::clone(&self.front),
+            received,
+            _held: (share, self.shutdown.owe()),
+        };
+        self.worker.spawn(miss.resolve());
+    }
+}
+
+/// A query on its way through the resolver.
+struct Miss {
+    wire: Vec<u8>,
+    peer: Peer,
+    socket: Arc<UdpSocket>,
+    handler: Arc<Handler>,
+    front: Arc<Front>,
+    received: Instant,
+    /// Given back when the response is sent.
+    _held: (Share, Owed),
+}
+
+impl Miss {
+    /// Resolves the query and sends its response.
+    async fn resolve(self) {
+        let source: SocketAddr = self.peer.source();
+        let answer =
+            handler::handle(&self.handler, self.wire, source, Carrier::Datagram, self.received);
+        let Some(response) = answer.await else { return };
+        for _ in 0..SEND_TRIES {
+            match self.socket.send(&self.peer, &response) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(_) => break,
+            }
+        }
+        self.front.metrics.serve.send_failures.inc();
+    }
+}
+
+impl Front {
+    /// Writes the response that says that too many queries are in flight.
+    pub fn shed(&self, view: &crate::dns::query::QueryView<'_>, out: &mut [u8]) -> Facts {
+        self.metrics.serve.shed.inc();
+        let response_len = reply::refusal(view, Rcode::SERVFAIL, Some(&SHED), out);
+        Facts {
+            zone: crate::metrics::ZoneId(0),
+            qtype: view.qtype(),
+            dnssec_ok: view.dnssec_ok(),
+            rcode: Rcode::SERVFAIL,
+            origin: Origin::Failure,
+            query_len: 0,
+            response_len,
+        }
+    }
+}
