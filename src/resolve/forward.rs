@@ -33,8 +33,8 @@ impl Resolver {
             Found::Fresh(entry) => return Ok(Response { aging: entry.aging(now), entry }),
             _ if !query.recursion_desired => return Err(ResolveError::NotRecursive),
             Found::Stale(entry) => return Ok(self.renew_or_stale(query, &key, zone, entry).await),
-            Found::Absent => {}
-        }
+            Found::Absent => self.cache.metrics().misses.inc(),
+        };
         if let Some(failure) = self.cache.failure(&key, now) {
             let encoded = failure.encoded();
             return Err(ResolveError::Remembered { rcode: encoded.rcode(), ede: encoded.ede() });
@@ -65,7 +65,6 @@ impl Resolver {
                 return Response { entry, aging: Aging::Fresh };
             }
         }
-        self.cache.metrics().stale.inc();
         Response { entry: stale, aging: Aging::Stale }
     }
 

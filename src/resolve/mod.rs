@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 pub use self::error::ResolveError;
 use self::inflight::InFlight;
 use self::local::LocalAnswer;
-use self::route::{ForwardZone, Route, Routes};
+use self::route::{Route, Routes};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
 use crate::cache::{Cache, Found, Source};

@@ -145,7 +145,11 @@ impl Front {
 
     fn count_refusal(&self, rcode: Rcode) {
         let serve = &self.metrics.serve;
-        if rcode == Rcode::BADVERS { serve.malformed.inc() } else { serve.refused.inc() };
+        if rcode == Rcode::BADVERS {
+            serve.malformed.inc()
+        } else {
+            serve.refused.inc()
+        };
     }
 
     /// Remembers the UDP sockets whose drops are to be counted.

@@ -69,7 +69,12 @@ impl Handler {
     }
 
     /// The response that tells of a failure.
-    fn failed(&self, view: &QueryView<'_>, query: &Query, error: &ResolveError) -> (Vec<u8>, Facts) {
+    fn failed(
+        &self,
+        view: &QueryView<'_>,
+        query: &Query,
+        error: &ResolveError,
+    ) -> (Vec<u8>, Facts) {
         let mut out = vec![0; reply::REFUSAL_LEN];
         let (rcode, ede) = (error.rcode(), error.ede());
         let response_len = reply::refusal(view, rcode, ede.as_ref(), &mut out);
@@ -260,6 +265,8 @@ pub async fn handle(
         return Some(out);
     };
     let reply = WireReply::new(received);
-    handler.handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, reply.clone()).await;
+    handler
+        .handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, reply.clone())
+        .await;
     reply.take()
 }

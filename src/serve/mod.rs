@@ -85,8 +85,7 @@ fn bind_one(
     take_over: bool,
     bound: &mut Bound,
 ) -> Result<(), BindError> {
-    let failed =
-        |protocol| move |source| BindError { listen: listen.clone(), protocol, source };
+    let failed = |protocol| move |source| BindError { listen: listen.clone(), protocol, source };
     if !take_over {
         socket::probe(listen).map_err(|(protocol, source)| failed(protocol)(source))?;
     }

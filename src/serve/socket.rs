@@ -70,7 +70,7 @@ impl Peer {
     /// Makes the received control message fit for sending: the address stays, the link is left to
     /// routing but for link-local addresses.
     fn prepare_reply(&mut self) {
-        let header_len = mem::size_of::<libc::cmsghdr>();
+        let header_len = size_of::<libc::cmsghdr>();
         if self.control_len < header_len {
             self.control_len = 0;
             return;
@@ -125,7 +125,7 @@ impl UdpSocket {
     /// Datagrams that the kernel has dropped because the receive buffer was full, since `bind`.
     pub fn drops(&self) -> u64 {
         let mut info = [0u32; MEMINFO_DROPS + 1];
-        let mut len = libc::socklen_t::try_from(mem::size_of_val(&info)).unwrap_or(0);
+        let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
         // SAFETY: info and len outlive the call and len says how large info is.
         let result = unsafe {
             libc::getsockopt(
@@ -158,7 +158,11 @@ impl UdpSocket {
 }
 
 /// Waits until one of `sockets` can be read, at most `timeout_ms`; marks which in `ready`.
-pub fn wait_readable(sockets: &[std::sync::Arc<UdpSocket>], timeout_ms: i32, ready: &mut Vec<bool>) {
+pub fn wait_readable(
+    sockets: &[std::sync::Arc<UdpSocket>],
+    timeout_ms: i32,
+    ready: &mut Vec<bool>,
+) {
     let mut polls: Vec<libc::pollfd> = sockets
         .iter()
         .map(|socket| libc::pollfd { fd: socket.raw(), events: libc::POLLIN, revents: 0 })
@@ -332,7 +336,7 @@ fn header(peer: &mut Peer, iov: &mut libc::iovec, wildcard: bool) -> libc::msghd
 }
 
 fn socklen<T>() -> libc::socklen_t {
-    libc::socklen_t::try_from(mem::size_of::<T>()).expect("socket structures are small")
+    libc::socklen_t::try_from(size_of::<T>()).expect("socket structures are small")
 }
 
 /// A non-blocking, close-on-exec socket for the address' family and device, not yet bound.

@@ -137,12 +137,10 @@ impl Serve {
         let out = self.outbox.next();
         let mut facts = self.front.answer(&look, wire, now, limit, out);
         match &look {
-            Look::Miss(view) => {
-                match self.front.in_flight.take(source.ip()) {
-                    Some(share) => self.submit(i, socket, now, share),
-                    None => facts = Some(self.front.shed(view, out)),
-                }
-            }
+            Look::Miss(view) => match self.front.in_flight.take(source.ip()) {
+                Some(share) => self.submit(i, socket, now, share),
+                None => facts = Some(self.front.shed(view, out)),
+            },
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
                 let (resolver, query) = (Arc::clone(&self.front.resolver), view.to_query());
                 self.worker.spawn(async move { resolver.prefetch(query) });
