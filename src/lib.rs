@@ -1,6 +1,6 @@
 //! nodens answers DNS on every node of a cluster.
-pub mod cache;
 pub mod admin;
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod dns;

@@ -16,6 +16,7 @@ pub mod loops;
 mod reader;
 pub mod resolv_conf;
 pub mod spec;
+pub mod watch;
 mod zones;
 
 use std::net::{IpAddr, SocketAddr};
