@@ -157,8 +157,9 @@ pub async fn serve(doors: Doors, deps: Deps, shutdown: Shutdown) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::net::{Ipv4Addr, SocketAddr};
     use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -242,9 +243,13 @@ mod tests {
             Self { fake, pulses, readiness, shutdown, address, socket, served }
         }
 
-        /// Starts it on a free port.
+        /// Starts it on a free port of a loopback address that no other test uses: between finding
+        /// the port and binding it again nobody takes it.
         async fn on_free_port(name: &str) -> Self {
-            let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            static NEXT: AtomicU8 = AtomicU8::new(1);
+            let pid = std::process::id().to_be_bytes();
+            let own = Ipv4Addr::new(127, pid[2], pid[3], NEXT.fetch_add(1, Ordering::Relaxed));
+            let free = TcpListener::bind((own, 0)).await.expect("a free port");
             let address = free.local_addr().expect("bound");
             drop(free);
             Self::new(name, address)
