@@ -2,9 +2,9 @@
 //!
 //! It owns sockets, paths and limits; what it shows comes from the app through [`Inspect`]. It refuses to
 //! judge the daemon: `/livez` asks [`crate::pulse`], `/readyz` asks [`readiness`]. A stuck or hostile asker
-//! costs a bounded number of connections for a bounded time ([`connection`]).
+//! costs a bounded number of connections for a bounded time (`connection`).
 //!
-//! Read [`routes`] first, then [`doors`].
+//! Read `routes` first, then `doors`.
 
 pub mod client;
 mod connection;

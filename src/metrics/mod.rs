@@ -2,7 +2,7 @@
 //!
 //! Names that people's dashboards know come from CoreDNS where the meaning is the same; our own are `nodens_*`.
 //! A UDP thread counts into a [`ThreadTally`] of its own, tasks into a shared [`Tally`]; the rest uses shared
-//! counters. Read [`table`] for the names; [`scrape`] writes them.
+//! counters. Read `table` for the names; `scrape` writes them.
 
 mod scrape;
 mod table;
