@@ -53,7 +53,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["axum"], &["src/admin/"]),
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),
-    (&["toml"], &["src/config/"]),
+    (&["toml", "strsim"], &["src/config/"]),
     (&["serde_json"], &["src/admin/", "src/cli/"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
     (&["async_trait"], &["src/serve/handler.rs"]), // as hickory's RequestHandler is declared

@@ -17,8 +17,13 @@ impl<T: PartialOrd> Bounded<T> {
     }
 }
 
+/// Bytes of a KiB.
 const KIB: u64 = 1 << 10;
+
+/// Bytes of a MiB.
 const MIB: u64 = 1 << 20;
+
+/// Seconds of a day.
 const DAY: u64 = 24 * 3600;
 
 /// The largest datagram queue that is of any use: at 1 µs a query, 1 GiB is minutes of backlog.

@@ -223,9 +223,21 @@ fn forward(forward: &Forward) -> Values {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::keys::{KEYS, Kind};
-    use super::super::load::tests::load_text;
     use super::*;
+    use crate::config::error::ConfigErrors;
+    use crate::config::host::Host;
+    use crate::config::keys::{KEYS, Kind};
+    use crate::config::{Flags, Inputs};
+
+    /// Loads a file's text.
+    fn load_text(text: &str) -> Result<Config, ConfigErrors> {
+        crate::config::load(&Inputs {
+            file: Some((std::path::Path::new("n.toml"), text)),
+            environment: &[],
+            flags: &Flags::default(),
+            host: &Host::sample(),
+        })
+    }
 
     /// Loads what was written and writes it again.
     fn round(config: &Config) -> Config {

@@ -63,6 +63,18 @@ pub const LOOPBACK: [IpAddr; 2] =
 mod tests {
     use super::*;
 
+    impl Host {
+        /// A host of four cores with the kernel's usual ports, two of them reserved, and `eth0` as link 3.
+        pub fn sample() -> Self {
+            Self {
+                ports: KERNEL_PORTS,
+                reserved: vec![40000, 40001],
+                cores: 4,
+                interfaces: Interfaces::from_if_inet6("fe800000 03 40 20 80 eth0\n"),
+            }
+        }
+    }
+
     #[test]
     fn the_kernels_files_are_read_as_it_writes_them() {
         assert_eq!(parse_range("32768\t60999\n"), Some((32768, 60999)));

@@ -114,23 +114,12 @@ impl Sources {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
     use super::*;
-    use crate::config::endpoint::Interfaces;
     use crate::config::{LogFormat, PortPolicy, Transport, UpstreamSource};
-
-    /// A host of four cores with the kernel's usual ports, two of them reserved.
-    pub fn host() -> Host {
-        Host {
-            ports: (32768, 60999),
-            reserved: vec![40000, 40001],
-            cores: 4,
-            interfaces: Interfaces::from_if_inet6("fe800000 03 40 20 80 eth0\n"),
-        }
-    }
 
     /// Loads a file's text with variables and flags on top.
     fn load_all(
@@ -143,12 +132,12 @@ pub mod tests {
             file: Some((Path::new("n.toml"), text)),
             environment: &environment.iter().map(own).collect::<Vec<_>>(),
             flags,
-            host: &host(),
+            host: &Host::sample(),
         })
     }
 
     /// Loads a file's text alone.
-    pub fn load_text(text: &str) -> Result<Config, ConfigErrors> {
+    fn load_text(text: &str) -> Result<Config, ConfigErrors> {
         load_all(text, &[], &Flags::default())
     }
 
@@ -217,7 +206,7 @@ version = "none of your business"
 mode = "none"
 [admin]
 listen = []
-socket = "/tmp/a.sock"
+socket = "/run/a.sock"
 [log]
 format = "json"
 queries = 0.5
