@@ -1,6 +1,8 @@
 //! nodens answers DNS on every node of a cluster.
 pub mod admin;
+pub mod app;
 pub mod cache;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dns;
@@ -9,6 +11,7 @@ pub mod pulse;
 pub mod resolve;
 pub mod serve;
 pub mod shutdown;
+pub mod stub;
 pub mod telemetry;
 #[doc(hidden)]
 pub mod testing;

@@ -1,4 +1,8 @@
 //! The executable: arguments go to `cli`, the exit code comes back.
 
-/// Runs nothing yet.
-fn main() {}
+use std::process::ExitCode;
+
+/// Hands over to the command line.
+fn main() -> ExitCode {
+    nodens::cli::main()
+}

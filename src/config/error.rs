@@ -20,6 +20,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The line in the file; whatever stands elsewhere comes behind all lines.
+    pub fn line(&self) -> usize {
+        match self {
+            Self::File { line, .. } => *line,
+            _ => usize::MAX,
+        }
+    }
+
     /// Tells whether both belong to the same layer: the file, the environment, the flags.
     pub fn is_same_layer(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)

@@ -60,7 +60,7 @@ pub const KEYS: &[Key] = &[
     key("cache.prefetch", Kind::Switch, "true", "renew popular names near the end of their life"),
     key("forward", Kind::Tables, "the zone \".\"", "forward zones; the longest suffix wins"),
     key("forward.zone", Kind::Text, "must be written", "names at and below this one are forwarded here"),
-    key("forward.upstreams", Kind::List, "must be written, but for \".\"", "as the key upstreams"),
+    key("forward.upstreams", Kind::List, "must be written; for \".\" the nameservers of resolv_conf", "as the key upstreams"),
     key("forward.transport", Kind::Text, "\"udp\"", "of upstreams written without scheme: udp, tcp, tls, https"),
     key("forward.ports", Kind::Text, "\"per-query\"", "source ports: per-query (a fresh one each time) or pooled (a rotated set)"),
     key("forward.timeout", Kind::Text, "\"4500ms\"", "total time for one query, all attempts together"),

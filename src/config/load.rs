@@ -40,6 +40,8 @@ pub fn load(inputs: &Inputs<'_>) -> Result<Config, ConfigErrors> {
     spec.overlay(Spec::from_environment(variables, &mut errors));
     spec.overlay(Spec::from_flags(inputs.flags));
     let config = build::build(&spec, inputs.host, &mut errors);
+    // Syntax, names and values are checked one after the other; people read from top to bottom.
+    errors.sort_by_key(|error| error.place.source.line());
     if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: RFC 1035 §5.1, RFC 3597 §5
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use hickory_proto::rr::{RData, RecordType};
@@ -74,6 +75,24 @@ impl Record {
         let rdata = rdata_from_text(rtype, data.trim())?;
         Ok(Self { name, ttl, rtype, rdata })
     }
+}
+
+/// The name whose PTR record names `address`.
+///
+/// Source: RFC 1035 §3.5, RFC 3596 §2.5
+pub fn reverse_name(address: IpAddr) -> Name {
+    let text = match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(v6) => {
+            let nibbles = format!("{:032x}", v6.to_bits());
+            let labels = nibbles.chars().rev().map(|nibble| format!("{nibble}."));
+            labels.collect::<String>() + "ip6.arpa"
+        }
+    };
+    Name::from_text(&text).expect("digits and dots make a name")
 }
 
 /// Splits the first word off; `None` when there is none.
@@ -198,6 +217,16 @@ mod tests {
         ] {
             assert!(Record::from_text(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn an_address_has_its_reverse_name() {
+        let reverse = |text: &str| reverse_name(text.parse().expect("an address")).to_string();
+        assert_eq!(reverse("192.0.2.1"), "1.2.0.192.in-addr.arpa.");
+        assert_eq!(
+            reverse("2001:db8::567:89ab"),
+            "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa."
+        );
     }
 
     #[test]
