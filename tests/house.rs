@@ -48,6 +48,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/resolve/any.rs", // writes the HINFO of RFC 8482
         ],
     ),
+    (&["rustls", "webpki_roots"], &["src/upstream/"]),
     (&["socket2", "libc"], &["src/serve/socket.rs", "src/upstream/ports.rs"]),
     (&["moka"], &["src/cache/mod.rs"]),
     (&["axum"], &["src/admin/"]),

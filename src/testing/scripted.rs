@@ -27,6 +27,7 @@ impl Seen {
         u16::from_be_bytes([self.wire[0], self.wire[1]])
     }
 
+    /// The question's type.
     pub fn qtype(&self) -> Qtype {
         message::qtype(&self.wire)
     }
@@ -54,6 +55,7 @@ pub struct Scripted {
     _tasks: JoinSet<()>,
 }
 
+/// What the tasks share.
 struct State {
     script: Mutex<Arc<Script>>,
     seen: Mutex<Vec<Seen>>,
@@ -63,12 +65,12 @@ impl State {
     /// Records a query and asks the script.
     fn take(&self, wire: Vec<u8>, from: SocketAddr, by_tcp: bool) -> Vec<Act> {
         let seen = {
-            let mut all = self.seen.lock().unwrap();
+            let mut all = self.seen.lock().expect("no test panics with it");
             let seen = Seen { wire, from, by_tcp, index: all.len() };
             all.push(seen.clone());
             seen
         };
-        let script = Arc::clone(&self.script.lock().unwrap());
+        let script = Arc::clone(&self.script.lock().expect("no test panics with it"));
         script(&seen)
     }
 }
@@ -84,7 +86,7 @@ pub fn well_behaved(seen: &Seen) -> Vec<Act> {
 impl Scripted {
     /// Starts an upstream on 127.0.0.1.
     pub async fn start(script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+        Self::start_at(([127, 0, 0, 1], 0).into(), script).await
     }
 
     /// Starts an upstream at `address`; port 0 takes a random one that is free for both.
@@ -94,13 +96,13 @@ impl Scripted {
     ) -> Self {
         let (udp, tcp) = loop {
             let tcp = TcpListener::bind(address).await.expect("a TCP port");
-            match UdpSocket::bind(tcp.local_addr().unwrap()).await {
+            match UdpSocket::bind(tcp.local_addr().expect("it is bound")).await {
                 Ok(udp) => break (udp, tcp),
                 Err(_) if address.port() == 0 => {}
                 Err(error) => panic!("no UDP port: {error}"),
             }
         };
-        let address = udp.local_addr().unwrap();
+        let address = udp.local_addr().expect("it is bound");
         let script: Mutex<Arc<Script>> = Mutex::new(Arc::new(script));
         let state = Arc::new(State { script, seen: Mutex::default() });
         let mut tasks = JoinSet::new();
@@ -111,17 +113,17 @@ impl Scripted {
 
     /// Changes what it does from the next query on.
     pub fn behave(&self, script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) {
-        *self.state.script.lock().unwrap() = Arc::new(script);
+        *self.state.script.lock().expect("no test panics with it") = Arc::new(script);
     }
 
     /// All queries so far.
     pub fn seen(&self) -> Vec<Seen> {
-        self.state.seen.lock().unwrap().clone()
+        self.state.seen.lock().expect("no test panics with it").clone()
     }
 
     /// How many queries came so far.
     pub fn count(&self) -> usize {
-        self.state.seen.lock().unwrap().len()
+        self.state.seen.lock().expect("no test panics with it").len()
     }
 }
 
@@ -181,7 +183,8 @@ async fn serve_connection(stream: TcpStream, from: SocketAddr, state: Arc<State>
             for act in acts {
                 match act {
                     Act::Send(bytes) => {
-                        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+                        let length =
+                            u16::try_from(bytes.len()).expect("a DNS message").to_be_bytes();
                         let _ =
                             writer.lock().await.write_all(&[&length, &bytes[..]].concat()).await;
                     }

@@ -108,9 +108,7 @@ impl<'a> Attempt<'a> {
         let kept = match self.socket(class) {
             Ok(kept) => kept,
             Err(NoSocket::Exhausted) => return Step::ByTcp,
-            Err(NoSocket::Refused(error)) if is_shortage(&error) => {
-                return Step::Done(Outcome::Overloaded);
-            }
+            Err(NoSocket::Shortage) => return Step::Done(Outcome::Overloaded),
             Err(NoSocket::Refused(error)) => return Step::Done(self.unreachable(&error)),
         };
         let asked = Asked::new(self.query, style);
@@ -172,7 +170,11 @@ impl<'a> Attempt<'a> {
                 self.peer.on_failure(&heard(rcode), self.query);
                 Step::Done(Outcome::Failed { rcode, ede })
             }
-            Verdict::Truncated | Verdict::Ignored | Verdict::WrongCase => Step::ByTcp,
+            Verdict::Truncated => {
+                self.peer.on_truncated(&heard(Rcode::NOERROR));
+                Step::ByTcp
+            }
+            Verdict::Ignored | Verdict::WrongCase => Step::ByTcp,
         }
     }
 
@@ -184,8 +186,12 @@ impl<'a> Attempt<'a> {
             let message = match self.peer.connections.exchange(asked.wire()).await {
                 Ok(message) => message,
                 Err(Broken::Full) => return Outcome::Overloaded,
+                Err(Broken::Silent) => return Outcome::Unreachable("silent connection".into()),
                 Err(Broken::Unreachable(reason)) => {
-                    self.peer.on_unreachable(self.query, clock::now());
+                    // That TCP is closed says nothing about UDP.
+                    if self.peer.upstream.transport != Transport::Udp {
+                        self.peer.on_unreachable(self.query, clock::now());
+                    }
                     return Outcome::Unreachable(reason);
                 }
             };
@@ -213,13 +219,9 @@ impl<'a> Attempt<'a> {
         Received { encoded, upstream: Arc::clone(&self.peer.form), rtt }
     }
 
+    /// Learns that the kernel knows no way to the upstream.
     fn unreachable(&self, error: &io::Error) -> Outcome {
         self.peer.on_unreachable(self.query, clock::now());
         Outcome::Unreachable(error.to_string().into())
     }
-}
-
-/// Tells whether an error is about our own means: descriptors or memory.
-fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

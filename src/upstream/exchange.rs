@@ -111,6 +111,7 @@ impl<'a> Exchange<'a> {
         };
         let started = clock::now();
         group.budget().begin(started);
+        group.count_if_down();
         Ok(Self {
             group,
             query,
@@ -139,6 +140,7 @@ impl<'a> Exchange<'a> {
         });
     }
 
+    /// When the timer rings next.
     fn next_timer(&self) -> Instant {
         self.again_at.min(self.deadline)
     }
@@ -238,7 +240,7 @@ impl<'a> Exchange<'a> {
         let candidate = &self.candidates[index];
         let is_stream = candidate.peer.upstream.transport != Transport::Udp;
         let is_running = self.running.iter().any(|running| running.candidate == index);
-        !candidate.is_out && !(is_stream && is_running)
+        !(candidate.is_out || is_stream && is_running)
     }
 
     /// Tells the upstreams' health which attempts have waited long enough, once each.
@@ -260,6 +262,3 @@ impl<'a> Exchange<'a> {
         self.failure.take().unwrap_or(ExchangeError::Timeout { last, waited })
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -87,10 +87,12 @@ impl Health {
         self.go_down()
     }
 
+    /// Marks it as down; says so when it was not.
     fn go_down(&mut self) -> Option<Change> {
         (!std::mem::replace(&mut self.is_down, true)).then_some(Change::WentDown)
     }
 
+    /// How far the upstream may be relied on now.
     pub fn standing(&self) -> Standing {
         if self.is_down {
             Standing::Down

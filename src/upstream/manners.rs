@@ -46,7 +46,7 @@ impl Manners {
     /// where EDNS queries meet silence (an old firewall may drop them).
     pub fn has_edns(&self, now: Instant) -> bool {
         let refused = self.plain_until.is_some_and(|until| now < until);
-        !refused && (self.edns_unanswered < 3 || self.edns_unanswered % 2 == 0)
+        !refused && (self.edns_unanswered < 3 || self.edns_unanswered.is_multiple_of(2))
     }
 
     /// Learns from a conclusive response to a query of this style.

@@ -3,17 +3,21 @@
 //! One story, told by [`exchange`]: [`select`] orders the upstreams of a zone by [`health`], an
 //! [`attempt`] asks one of them: [`ports`] gives the query a tuple that no other query holds ([`pool`]
 //! keeps some), [`udp`] or [`transport`] carries it, [`verify`] compares what came back with what was
-//! asked. [`peer`] is what is known of one upstream, [`manners`] how it wants to be asked.
+//! asked. [`peer`] is what is known of one upstream, [`manners`] how it wants to be asked. In the
+//! background [`maintain`] probes those that are not well, and by [`probe`] those that may loop.
 //! It refuses to cache and to coalesce; that is `cache` and `resolve`.
 
 mod attempt;
 mod exchange;
 mod health;
+mod maintain;
 mod manners;
 mod peer;
 mod pool;
 pub mod ports;
+pub mod probe;
 mod select;
+pub mod status;
 mod tls;
 mod transport;
 mod udp;
@@ -22,8 +26,8 @@ pub mod verify;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -31,14 +35,17 @@ use self::attempt::Terms;
 use self::health::Standing;
 use self::peer::Peer;
 use self::ports::Ports;
+use self::probe::LoopProbe;
 use self::select::Budget;
 use self::transport::{Connections, Dial, Runtime};
 use crate::clock;
 use crate::config::{Forward, PortRange, Transport, Upstream};
 use crate::dns::Rcode;
 use crate::dns::ede::Ede;
+use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
+use crate::metrics::Metrics;
 
 /// A response that was accepted.
 #[derive(Debug)]
@@ -80,16 +87,32 @@ type PeerKey = (Upstream, Option<PathBuf>);
 pub struct Upstreams {
     ports: Arc<Ports>,
     runtime: Runtime,
-    metrics: Arc<crate::metrics::Metrics>,
-    peers: Mutex<HashMap<PeerKey, Arc<Peer>>>,
+    metrics: Arc<Metrics>,
+    loop_probe: Arc<LoopProbe>,
+    peers: Mutex<HashMap<PeerKey, Known>>,
+    groups: Mutex<Vec<Weak<Group>>>,
+}
+
+/// An upstream in the registry.
+struct Known {
+    peer: Arc<Peer>,
+    /// When a group last had it.
+    named: Instant,
 }
 
 impl Upstreams {
     /// Shared state over the ports of `range`; sockets carry `mark` where that is permitted (0: none).
-    pub fn new(range: PortRange, mark: u32, metrics: Arc<crate::metrics::Metrics>) -> Self {
+    pub fn new(range: PortRange, mark: u32, metrics: Arc<Metrics>) -> Self {
         let ports = Ports::new(range, mark, metrics.ports.clone());
         let runtime = Runtime::new(Arc::clone(&ports));
-        Self { ports, runtime, metrics, peers: Mutex::default() }
+        Self {
+            ports,
+            runtime,
+            metrics,
+            loop_probe: Arc::default(),
+            peers: Mutex::default(),
+            groups: Mutex::default(),
+        }
     }
 
     /// The upstreams of one forward zone. An upstream that another group or an earlier configuration
@@ -99,13 +122,24 @@ impl Upstreams {
             peer: self.peer(upstream, forward.tls_ca.clone()),
             looping: AtomicBool::new(false),
         };
-        Arc::new(Group {
+        let group = Arc::new(Group {
+            zone: forward.zone.clone(),
             members: upstreams.iter().map(member).collect(),
             terms: Terms { ports: forward.ports, trust_ad: forward.trust_ad },
             timeout: forward.timeout,
             retransmit: (forward.retransmit_min, forward.retransmit_max),
             budget: Mutex::new(Budget::new(clock::now())),
-        })
+            loop_probe: Arc::clone(&self.loop_probe),
+            loops_probed: Mutex::default(),
+            metrics: Arc::clone(&self.metrics),
+        });
+        locked(&self.groups).push(Arc::downgrade(&group));
+        group
+    }
+
+    /// What the front end shows the names of its misses to, before anything else.
+    pub fn loop_probe(&self) -> &Arc<LoopProbe> {
+        &self.loop_probe
     }
 
     /// The state of one upstream, made when it is first named.
@@ -113,10 +147,10 @@ impl Upstreams {
         let is_encrypted =
             matches!(upstream.transport, Transport::Tls { .. } | Transport::Https { .. });
         let key = (upstream.clone(), tls_ca.filter(|_| is_encrypted));
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(peers.entry(key).or_insert_with_key(|(upstream, tls_ca)| {
+        let mut peers = self.peers();
+        let known = peers.entry(key).or_insert_with_key(|(upstream, tls_ca)| {
             let tls = match is_encrypted {
-                true => tls::client_config(tls_ca.as_deref()),
+                true => tls::configure(tls_ca.as_deref()),
                 false => Err("no TLS".into()),
             };
             let dial = Dial {
@@ -127,10 +161,34 @@ impl Upstreams {
             };
             let is_udp = upstream.transport == Transport::Udp;
             let towards = is_udp.then(|| self.ports.towards(upstream.address));
-            let metrics = self.metrics.upstream(&peer::form(upstream));
-            Arc::new(Peer::new(upstream.clone(), towards, Connections::new(dial), metrics))
-        }))
+            let metrics = self.metrics.upstream(&upstream.to_string());
+            let peer = Peer::new(upstream.clone(), towards, Connections::new(dial), metrics);
+            Known { peer: Arc::new(peer), named: clock::now() }
+        });
+        Arc::clone(&known.peer)
     }
+
+    /// Locks the registry.
+    fn peers(&self) -> MutexGuard<'_, HashMap<PeerKey, Known>> {
+        locked(&self.peers)
+    }
+
+    /// Every upstream in the registry.
+    fn all_peers(&self) -> Vec<Arc<Peer>> {
+        self.peers().values().map(|known| Arc::clone(&known.peer)).collect()
+    }
+
+    /// Every group that is still in use.
+    fn all_groups(&self) -> Vec<Arc<Group>> {
+        let mut groups = locked(&self.groups);
+        groups.retain(|group| group.strong_count() > 0);
+        groups.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Locks; what a panicking holder left is whole, since nobody panics between two writes.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One upstream of a group.
@@ -141,19 +199,30 @@ struct Member {
 }
 
 impl Member {
+    /// Tells whether the last probe came back to us.
     fn is_looping(&self) -> bool {
         self.looping.load(Ordering::Relaxed)
+    }
+
+    /// Sets it and gives back what it was.
+    fn set_looping(&self, looping: bool) -> bool {
+        self.looping.swap(looping, Ordering::Relaxed)
     }
 }
 
 /// The upstreams of one forward zone with its policy.
 pub struct Group {
+    zone: Name,
     members: Vec<Member>,
     terms: Terms,
     timeout: Duration,
     /// Floor and ceiling of the wait before the first retransmission.
     retransmit: (Duration, Duration),
     budget: Mutex<Budget>,
+    loop_probe: Arc<LoopProbe>,
+    /// When loops were last looked for.
+    loops_probed: Mutex<Option<Instant>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Group {
@@ -177,7 +246,16 @@ impl Group {
         self.members.iter().any(|member| member.peer.has_answered())
     }
 
+    /// Locks the budget.
     fn budget(&self) -> MutexGuard<'_, Budget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.budget)
+    }
+
+    /// Locks the time of the last look for loops.
+    fn loops_probed(&self) -> MutexGuard<'_, Option<Instant>> {
+        locked(&self.loops_probed)
     }
 }
+
+#[cfg(test)]
+mod tests;

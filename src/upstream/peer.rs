@@ -2,7 +2,6 @@
 //!
 //! A [`Peer`] is shared by every group that names the upstream, and outlives a reload.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,9 +13,10 @@ use super::ports::{PortClass, Towards};
 use super::select::View;
 use super::transport::Connections;
 use super::verify::Style;
-use crate::config::{Transport, Upstream};
-use crate::dns::Rcode;
+use crate::config::Upstream;
+use crate::dns::name::Name;
 use crate::dns::query::Query;
+use crate::dns::{Qtype, Rcode};
 use crate::metrics::UpstreamMetrics;
 
 /// Exchanges in flight by UDP, per upstream and class; each holds a descriptor and a port.
@@ -55,6 +55,7 @@ struct Learned {
     manners: Manners,
     /// The last query that went wrong, to probe with.
     probe: Option<Query>,
+    probes: u32,
 }
 
 impl Peer {
@@ -66,7 +67,7 @@ impl Peer {
         metrics: UpstreamMetrics,
     ) -> Self {
         Self {
-            form: form(&upstream).into(),
+            form: upstream.to_string().into(),
             upstream,
             pool: Pool::default(),
             towards,
@@ -78,6 +79,7 @@ impl Peer {
         }
     }
 
+    /// Locks what was learned.
     fn learned(&self) -> MutexGuard<'_, Learned> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,6 +94,7 @@ impl Peer {
         }
     }
 
+    /// How far it may be relied on now.
     pub fn standing(&self) -> Standing {
         self.learned().health.standing()
     }
@@ -152,6 +155,17 @@ impl Peer {
         self.count_response(heard, change);
     }
 
+    /// Learns from a response that was cut: the upstream lives, and its answer comes by TCP.
+    pub fn on_truncated(&self, heard: &Heard) {
+        let mut learned = self.learned();
+        learned.manners.on_reply(heard.style, heard.at);
+        let change = learned.health.on_response(heard.rtt, true);
+        drop(learned);
+        self.has_answered.store(true, Ordering::Relaxed);
+        self.log(change);
+    }
+
+    /// Counts a response and says what it changed.
     fn count_response(&self, heard: &Heard, change: Option<Change>) {
         self.has_answered.store(true, Ordering::Relaxed);
         self.metrics.responses.inc();
@@ -191,19 +205,20 @@ impl Peer {
     }
 
     /// The query to probe with, where a probe is due; it counts as sent.
+    ///
+    /// The last query that went wrong takes turns with one that every resolver answers: the former
+    /// may be what the upstream chokes on, the latter may be refused by one that serves few zones.
     pub fn due_probe(&self, now: Instant) -> Option<Query> {
         let mut learned = self.learned();
         if !learned.health.is_probe_due(now) {
             return None;
         }
-        learned.probe.clone()
+        learned.probes = learned.probes.wrapping_add(1);
+        let last = learned.probe.clone().filter(|_| learned.probes % 2 == 1);
+        Some(last.unwrap_or_else(|| Query::new(Name::root(), Qtype::NS)))
     }
 
-    /// The smoothed round-trip time.
-    pub fn srtt(&self) -> Option<Duration> {
-        self.learned().health.srtt()
-    }
-
+    /// Says a change of state, once.
     fn log(&self, change: Option<Change>) {
         match change {
             Some(Change::WentDown) => tracing::warn!(upstream = %self.form, "upstream is down"),
@@ -224,16 +239,5 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.peer.in_flight[self.class as usize].fetch_sub(1, Ordering::Relaxed);
         self.peer.metrics.in_flight.dec();
-    }
-}
-
-/// An upstream in configuration form: `198.18.1.2:53`, `tls://192.0.2.9:853#dns.example`.
-pub fn form(upstream: &Upstream) -> String {
-    let address: SocketAddr = upstream.address;
-    match &upstream.transport {
-        Transport::Udp => address.to_string(),
-        Transport::Tcp => format!("tcp://{address}"),
-        Transport::Tls { server_name } => format!("tls://{address}#{server_name}"),
-        Transport::Https { server_name, path } => format!("https://{address}{path}#{server_name}"),
     }
 }

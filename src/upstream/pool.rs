@@ -31,6 +31,7 @@ impl Kept {
         Self { tuple, born: now, uses: 0 }
     }
 
+    /// Tells whether the socket has served its time.
     fn is_worn(&self, now: Instant) -> bool {
         self.uses >= MAX_USES || now.saturating_duration_since(self.born) >= MAX_AGE
     }

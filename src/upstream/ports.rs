@@ -133,10 +133,12 @@ impl Pool {
 struct Bits(Box<[u64; 1024]>);
 
 impl Bits {
+    /// Tells whether the port is in the set.
     fn holds(&self, port: u16) -> bool {
         self.0[usize::from(port >> 6)] & (1 << (port & 63)) != 0
     }
 
+    /// Puts the port in or takes it out.
     fn set(&mut self, port: u16, held: bool) {
         let bit = 1 << (port & 63);
         let word = &mut self.0[usize::from(port >> 6)];
@@ -244,8 +246,19 @@ pub struct Ports {
 pub enum NoSocket {
     /// Every port of the class is in flight, or held by other programs.
     Exhausted,
-    /// The kernel refused it: no route, no descriptor.
+    /// We ran out of descriptors or memory.
+    Shortage,
+    /// The kernel refused it: no route.
     Refused(io::Error),
+}
+
+impl From<io::Error> for NoSocket {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Shortage,
+            _ => Self::Refused(error),
+        }
+    }
 }
 
 impl Ports {
@@ -261,6 +274,7 @@ impl Ports {
         Arc::new(Towards { ports: Arc::clone(self), pools, address })
     }
 
+    /// Locks the allocator.
     fn lock(&self) -> std::sync::MutexGuard<'_, Pools> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -303,7 +317,7 @@ impl Towards {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     self.ports.metrics.conflicts.inc();
                 }
-                Err(error) => return Err(NoSocket::Refused(error)),
+                Err(error) => return Err(error.into()),
             }
         }
         self.ports.metrics.exhausted.inc();
@@ -363,5 +377,268 @@ pub struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.towards.ports.lock().release(self.towards.pools, self.port, clock::now(), self.rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The law of source ports, on the pure allocator.
+
+    use std::collections::{HashMap, HashSet};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::dns::Qtype;
+
+    const SEC: Duration = Duration::from_secs(1);
+
+    fn pools(first: u16, last: u16, reserved: &[u16]) -> (Pools, Instant) {
+        let now = clock::now();
+        (Pools::new(PortRange { first, last, reserved: reserved.to_vec() }, now), now)
+    }
+
+    /// Draws once and gives the port.
+    fn port(pools: &mut Pools, towards: PoolsOf, class: PortClass, now: Instant) -> u16 {
+        match pools.draw(towards, class, now, &mut rand::rng()) {
+            Draw::Rested(port) | Draw::Unrested(port) => port,
+            Draw::Exhausted => panic!("no port"),
+        }
+    }
+
+    /// The sum of (observed - expected)² / expected over cells of equal expectation.
+    fn chi_square(cells: &[u32]) -> f64 {
+        let expected = f64::from(cells.iter().sum::<u32>()) / cells.len() as f64;
+        cells.iter().map(|cell| (f64::from(*cell) - expected).powi(2) / expected).sum()
+    }
+
+    /// What chi-square stays below but once in 100,000 runs (Wilson and Hilferty's approximation).
+    fn chi_square_limit(cells: usize) -> f64 {
+        let freedom = (cells - 1) as f64;
+        let z = 4.265; // the upper 1e-5 point of the normal distribution
+        let spread = 2.0 / (9.0 * freedom);
+        freedom * (1.0 - spread + z * spread.sqrt()).powi(3)
+    }
+
+    #[test]
+    fn the_class_of_a_port_is_its_remainder_by_three() {
+        for (port, class) in [
+            (1, PortClass::Aaaa),
+            (2, PortClass::Other),
+            (3, PortClass::A),
+            (32_768, PortClass::Other),
+            (60_999, PortClass::A),
+            (u16::MAX, PortClass::A),
+        ] {
+            assert_eq!(PortClass::of_port(port), class, "{port}");
+        }
+        for (qtype, class) in [
+            (Qtype::A, PortClass::A),
+            (Qtype::AAAA, PortClass::Aaaa),
+            (Qtype::SRV, PortClass::Other),
+            (Qtype::ANY, PortClass::Other),
+            (Qtype(65_535), PortClass::Other),
+        ] {
+            assert_eq!(PortClass::of_qtype(qtype), class, "{qtype}");
+        }
+    }
+
+    #[test]
+    fn a_drawn_port_is_of_its_class_in_the_range_and_not_reserved() {
+        let reserved = [40_000, 40_001, 40_002, 40_100];
+        let (mut pools, now) = pools(40_000, 40_299, &reserved);
+        let towards = pools.add();
+        for class in PortClass::ALL {
+            let mut drawn = HashSet::new();
+            while let Draw::Rested(port) = pools.draw(towards, class, now, &mut rand::rng()) {
+                assert_eq!(PortClass::of_port(port), class);
+                assert!((40_000..=40_299).contains(&port) && !reserved.contains(&port));
+                assert!(drawn.insert(port), "in flight twice");
+            }
+            // 100 of each class, less the reserved ones: 40,000 = 1 mod 3, and 40,100 = 2 mod 3.
+            let expected = if class == PortClass::Other { 98 } else { 99 };
+            assert_eq!(drawn.len(), expected, "{class:?}");
+            assert_eq!(pools.draw(towards, class, now, &mut rand::rng()), Draw::Exhausted);
+        }
+    }
+
+    #[test]
+    fn a_port_carries_one_exchange_at_a_time_whatever_the_upstream() {
+        let (mut pools, mut now) = pools(40_000, 40_299, &[]);
+        let upstreams: Vec<_> = (0..3).map(|_| pools.add()).collect();
+        let mut flying: Vec<(PoolsOf, u16)> = Vec::new();
+        let mut rng = rand::rng();
+        for _ in 0..20_000 {
+            now += Duration::from_millis(5);
+            let towards = upstreams[rng.random_range(0..3)];
+            let class = PortClass::ALL[rng.random_range(0..3)];
+            if flying.len() < 250 && rng.random_bool(0.6) {
+                match pools.draw(towards, class, now, &mut rng) {
+                    Draw::Rested(port) | Draw::Unrested(port) => {
+                        assert!(flying.iter().all(|(_, other)| *other != port), "{port} twice");
+                        assert_eq!(PortClass::of_port(port), class);
+                        flying.push((towards, port));
+                    }
+                    Draw::Exhausted => {
+                        let busy =
+                            flying.iter().filter(|(_, port)| PortClass::of_port(*port) == class);
+                        assert_eq!(busy.count(), 100, "exhausted only when all are in flight");
+                    }
+                }
+            } else if !flying.is_empty() {
+                let (towards, port) = flying.swap_remove(rng.random_range(0..flying.len()));
+                pools.release(towards, port, now, REST);
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_rests_before_it_is_drawn_again_towards_the_same_upstream() {
+        let (mut pools, start) = pools(40_000, 40_299, &[]);
+        let towards = pools.add();
+        let mut released: HashMap<u16, Instant> = HashMap::new();
+        // 3 draws a second: 100 ports of the class last for 33 s, longer than their rest.
+        for step in 0..3_000u32 {
+            let now = start + SEC * step / 3;
+            let draw = pools.draw(towards, PortClass::A, now, &mut rand::rng());
+            let Draw::Rested(port) = draw else { panic!("{draw:?} at step {step}") };
+            if let Some(before) = released.insert(port, now) {
+                assert!(now - before >= REST, "{port} rested {:?}", now - before);
+            }
+            pools.release(towards, port, now, REST);
+        }
+    }
+
+    #[test]
+    fn the_port_that_rested_longest_is_taken_when_none_has_rested() {
+        let (mut pools, start) = pools(40_000, 40_029, &[]);
+        let (towards, mut now) = (pools.add(), start);
+        let mut order = Vec::new();
+        for _ in 0..10 {
+            now += SEC;
+            let drawn = port(&mut pools, towards, PortClass::Aaaa, now);
+            pools.release(towards, drawn, now, REST);
+            order.push(drawn);
+        }
+        for expected in order {
+            now += Duration::from_millis(200);
+            let draw = pools.draw(towards, PortClass::Aaaa, now, &mut rand::rng());
+            assert_eq!(draw, Draw::Unrested(expected));
+            pools.release(towards, expected, now, REST);
+        }
+    }
+
+    #[test]
+    fn pooled_ports_rest_longer() {
+        let (mut pools, now) = pools(3, 3, &[]);
+        let towards = pools.add();
+        let drawn = port(&mut pools, towards, PortClass::A, now);
+        pools.release(towards, drawn, now, POOLED_REST);
+        let early = pools.draw(towards, PortClass::A, now + 119 * SEC, &mut rand::rng());
+        assert_eq!(early, Draw::Unrested(3));
+        pools.release(towards, 3, now, POOLED_REST);
+        let late = pools.draw(towards, PortClass::A, now + 121 * SEC, &mut rand::rng());
+        assert_eq!(late, Draw::Rested(3));
+    }
+
+    #[test]
+    fn another_upstream_may_use_a_port_that_rests_but_none_in_flight() {
+        let (mut pools, now) = pools(3, 3, &[]);
+        let (one, other) = (pools.add(), pools.add());
+        assert_eq!(pools.draw(one, PortClass::A, now, &mut rand::rng()), Draw::Rested(3));
+        assert_eq!(pools.draw(other, PortClass::A, now, &mut rand::rng()), Draw::Exhausted);
+        pools.release(one, 3, now, REST);
+        assert_eq!(pools.draw(other, PortClass::A, now, &mut rand::rng()), Draw::Rested(3));
+    }
+
+    #[test]
+    fn an_upstream_that_was_forgotten_leaves_its_place_to_the_next() {
+        let (mut pools, now) = pools(3, 5, &[]);
+        let one = pools.add();
+        pools.remove(one);
+        assert_eq!(pools.draw(one, PortClass::A, now, &mut rand::rng()), Draw::Exhausted);
+        assert_eq!(pools.add(), one);
+        assert_eq!(pools.draw(one, PortClass::A, now, &mut rand::rng()), Draw::Rested(3));
+    }
+
+    #[test]
+    fn draws_are_uniform() {
+        let (mut pools, start) = pools(32_768, 60_999, &[]);
+        let towards = pools.add();
+        let mut cells = vec![0u32; 64];
+        for step in 0..100_000u32 {
+            let now = start + SEC * step / 100; // 30 % of the class rest at any time
+            let drawn = port(&mut pools, towards, PortClass::A, now);
+            cells[usize::from(drawn - 32_768) * 64 / 28_232] += 1;
+            pools.release(towards, drawn, now, REST);
+        }
+        let (statistic, limit) = (chi_square(&cells), chi_square_limit(cells.len()));
+        assert!(statistic < limit, "chi-square {statistic:.1}, limit {limit:.1}: {cells:?}");
+    }
+
+    #[test]
+    fn the_next_port_cannot_be_told_from_the_last_one() {
+        let (mut pools, start) = pools(32_768, 60_999, &[]);
+        let towards = pools.add();
+        // Cells of (this draw, next draw): a generator with a pattern fills some and empties others.
+        let mut cells = vec![0u32; 16 * 16];
+        let mut last = None;
+        for step in 0..100_000u32 {
+            let now = start + SEC * step / 100;
+            let drawn = port(&mut pools, towards, PortClass::Other, now);
+            let cell = usize::from(drawn - 32_768) * 16 / 28_232;
+            if let Some(last) = last.replace(cell) {
+                cells[last * 16 + cell] += 1;
+            }
+            pools.release(towards, drawn, now, REST);
+        }
+        let (statistic, limit) = (chi_square(&cells), chi_square_limit(cells.len()));
+        assert!(statistic < limit, "chi-square {statistic:.1}, limit {limit:.1}");
+    }
+
+    #[test]
+    fn the_chi_square_test_sees_a_bias_and_a_pattern() {
+        let biased: Vec<u32> = (0..64).map(|cell| if cell < 32 { 1650 } else { 1475 }).collect();
+        assert!(chi_square(&biased) > chi_square_limit(64));
+        assert!((chi_square_limit(64) - 121.6).abs() < 2.0, "{}", chi_square_limit(64));
+    }
+
+    /// A small range that the kernel never hands out by itself here.
+    fn small_range() -> (Arc<Ports>, PortMetrics) {
+        let metrics = PortMetrics::default();
+        let first = 20_000 + 30 * rand::rng().random_range(0..300);
+        let range = PortRange { first, last: first + 29, reserved: Vec::new() };
+        (Ports::new(range, 0, metrics.clone()), metrics)
+    }
+
+    #[test]
+    fn a_port_of_another_program_is_passed_by_and_counted() {
+        let (ports, metrics) = small_range();
+        let towards = ports.towards("127.0.0.1:9".parse().expect("an address"));
+        let range = ports.lock().range.clone();
+        let ours: Vec<_> =
+            range.usable().filter(|port| PortClass::of_port(*port) == PortClass::A).collect();
+        let _others: Vec<_> =
+            ours[..9].iter().map(|port| UdpSocket::bind(("0.0.0.0", *port))).collect();
+        let (socket, _lease) = towards.socket(PortClass::A, REST).expect("one is left");
+        assert_eq!(socket.local_addr().expect("bound").port(), ours[9]);
+        assert!(metrics.conflicts.get() <= 9);
+        let again = towards.socket(PortClass::A, REST);
+        assert!(matches!(again, Err(NoSocket::Exhausted)), "{again:?}");
+        assert!(metrics.conflicts.get() >= 9 && metrics.exhausted.get() == 1);
+    }
+
+    #[test]
+    fn a_lease_gives_its_port_back_when_it_ends() {
+        let (ports, metrics) = small_range();
+        let towards = ports.towards("[::1]:9".parse().expect("an address"));
+        for _ in 0..25 {
+            let (socket, lease) = towards.socket(PortClass::Aaaa, REST).expect("a port");
+            let local = socket.local_addr().expect("bound");
+            assert_eq!(
+                (local.port(), PortClass::of_port(local.port())),
+                (lease.port, PortClass::Aaaa)
+            );
+        }
+        assert_eq!(metrics.unrested.get(), 15, "ten ports, each used once before its rest");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hickory_resolver::net::tls::default_provider;
+use rustls::crypto::ring::default_provider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -12,7 +12,7 @@ use rustls::{ClientConfig, RootCertStore};
 ///
 /// # Errors
 /// Why the file cannot be used, for people.
-pub fn client_config(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Arc<str>> {
+pub fn configure(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Arc<str>> {
     let mut roots = RootCertStore::empty();
     match ca {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),

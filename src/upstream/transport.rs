@@ -110,6 +110,8 @@ impl RuntimeProvider for Runtime {
 pub enum Broken {
     /// Every connection carries as many queries as it may.
     Full,
+    /// Connected, but nothing came back.
+    Silent,
     /// No connection could be made, or it broke twice.
     Unreachable(Arc<str>),
 }
@@ -125,6 +127,7 @@ struct Live {
 }
 
 impl Live {
+    /// When the last response came.
     fn heard(&self) -> Instant {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,6 +140,7 @@ impl Live {
         Ok(response.into_buffer())
     }
 
+    /// Tells whether nothing is in flight and nothing came for long.
     fn is_idle(&self, now: Instant) -> bool {
         self.in_flight.load(Ordering::Relaxed) == 0
             && now.saturating_duration_since(self.heard()) >= IDLE
@@ -255,6 +259,7 @@ impl Connections {
             let was_used = seat.0.responses.load(Ordering::Relaxed) > 0;
             match self.patiently(&seat.0, request.clone()).await {
                 Ok(message) => return Ok(message),
+                Err(NetError::Timeout) => reason = Broken::Silent,
                 Err(error) => reason = unreachable(&error),
             }
             self.remove(&seat.0).await;

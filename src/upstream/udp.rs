@@ -30,14 +30,14 @@ impl Tuple {
     /// Registers a socket with the runtime.
     ///
     /// # Errors
-    /// [`NoSocket::Refused`] when the kernel watches no more descriptors.
+    /// [`NoSocket`] when the kernel watches no more descriptors.
     pub fn new((socket, lease): (UdpSocket, Lease)) -> Result<Self, NoSocket> {
         // A connected socket learns of ICMP errors by a bare EPOLLERR, which wakes no reader.
         let interest = Interest::READABLE | Interest::ERROR;
         // SAFETY: a `UdpSocket` owns its descriptor and gives the same one until it is dropped,
         // which it is with the `AsyncFd`; nothing here takes it out or closes it before.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
-            .map_err(|error| NoSocket::Refused(error.into()))?;
+            .map_err(io::Error::from)?;
         Ok(Self { socket, _lease: lease })
     }
 

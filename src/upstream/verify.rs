@@ -98,6 +98,7 @@ impl Asked {
         }
     }
 
+    /// Judges a message but for its id.
     fn judge(&self, message: &[u8]) -> Verdict {
         let Some(flags) = wire::u16_at(message, 2) else { return Verdict::Ignored };
         if message.len() < HEADER_LEN || flags & flag::QR == 0 || flags & flag::OPCODE != 0 {

@@ -319,3 +319,88 @@ async fn a_group_without_upstreams_says_so() {
     let error = group(&[]).exchange(&query("example.org", Qtype::A)).await;
     assert!(matches!(error, Err(ExchangeError::NoUpstream)), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_class_without_a_free_port_goes_by_tcp_and_is_counted() {
+    let one =
+        Scripted::start(|seen| [vec![Act::Wait(100 * MS)], well_behaved(seen)].concat()).await;
+    let metrics = Metrics::new();
+    let first = 3 * (7_000 + one.address.port() / 30);
+    let range = PortRange { first, last: first + 2, reserved: Vec::new() };
+    let upstreams = Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics)));
+    let zone = Forward { retransmit_min: 400 * MS, ..forward() };
+    let group = upstreams.group(&zone, &[udp(&one)]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..5 {
+        let group = Arc::clone(&group);
+        tasks.spawn(async move {
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic");
+    }
+    let by_udp = one.seen().iter().filter(|seen| !seen.by_tcp).count();
+    assert_eq!((by_udp, one.count()), (1, 5));
+    assert_eq!(metrics.ports.exhausted.get(), 4);
+}
+
+#[tokio::test]
+async fn an_upstream_that_forwards_back_to_us_is_not_asked_until_the_loop_is_gone() {
+    let (upstreams, metrics) = upstreams();
+    let front_end = Arc::clone(upstreams.loop_probe());
+    let one = Scripted::start(well_behaved).await;
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    assert!(group.find_loops().await.is_empty());
+    one.behave(move |seen| {
+        let view = crate::dns::query::QueryView::parse(&seen.wire).expect("a query");
+        front_end.matches(&view.to_query().qname);
+        rcode(Rcode::REFUSED)(seen)
+    });
+    assert_eq!(group.find_loops().await, [one.address.to_string().into()]);
+    let count = one.count();
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Loop { .. })), "{error:?}");
+    assert_eq!((one.count(), metrics.life.loops_found.get()), (count, 1));
+    assert!(group.status().upstreams[0].is_looping);
+    one.behave(well_behaved);
+    assert!(group.find_loops().await.is_empty());
+    group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+}
+
+#[tokio::test]
+async fn an_upstream_that_comes_back_is_noticed_within_two_seconds() {
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let gone = Scripted::start(silent).await;
+    let address = gone.address;
+    let group = upstreams.group(&forward(), &[udp(&gone)]);
+    drop(gone);
+    tokio::time::sleep(50 * MS).await;
+    group.exchange(&query("example.org", Qtype::A)).await.expect_err("nobody listens");
+    assert!(group.is_down() && !group.has_answered());
+    tokio::time::sleep(600 * MS).await;
+    assert!(group.is_down(), "probes of a closed port bring nothing back");
+    let back = Scripted::start_at(address, rcode(Rcode::REFUSED)).await;
+    let began = Instant::now();
+    while group.is_down() {
+        assert!(began.elapsed() < Duration::from_secs(2), "still down");
+        tokio::time::sleep(10 * MS).await;
+    }
+    assert!(group.has_answered() && back.count() > 0);
+}
+
+#[tokio::test]
+async fn an_upstream_keeps_what_is_known_of_it_over_a_reload() {
+    let (upstreams, _) = upstreams();
+    let one = Scripted::start(well_behaved).await;
+    let old = upstreams.group(&forward(), &[udp(&one)]);
+    old.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    drop(old);
+    let new = upstreams.group(&Forward { timeout: 9 * MS, ..forward() }, &[udp(&one)]);
+    assert!(new.has_answered());
+    let status = new.status();
+    assert!(status.upstreams[0].rtt.is_some());
+    assert_eq!((status.upstreams[0].queries, status.upstreams[0].responses), (1, 1));
+}

@@ -1,0 +1,168 @@
+//! What goes on in the background: upstreams that are not well are probed, loops are looked for,
+//! and what idles is closed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::attempt::{Attempt, Outcome, Terms};
+use super::peer::Peer;
+use super::probe::Probe;
+use super::{Group, Member, Upstreams};
+use crate::clock;
+use crate::config::PortPolicy;
+use crate::dns::query::Query;
+
+/// How often the round is made; probes of one upstream are at least twice as far apart.
+const ROUND: Duration = Duration::from_millis(250);
+
+/// How often idle sockets and connections are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+
+/// How often loops are looked for.
+const LOOPS_EVERY: Duration = Duration::from_secs(60);
+
+/// The same while one is known, so that its end is noticed soon.
+const LOOPS_EVERY_WHILE_LOOPING: Duration = Duration::from_secs(5);
+
+/// How long a probe may take; a query that comes back does so in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How probes are sent.
+const TERMS: Terms = Terms { ports: PortPolicy::PerQuery, trust_ad: false };
+
+/// An upstream that no group names is forgotten after this; its ports rested long before.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+impl Upstreams {
+    /// Makes the rounds for ever; to be spawned once, on the runtime that asks upstreams.
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the probes under way; it may be started again.
+    pub async fn maintain(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(ROUND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut probes = JoinSet::new();
+        let mut swept = clock::now();
+        loop {
+            ticks.tick().await;
+            while probes.try_join_next().is_some() {}
+            let now = clock::now();
+            self.probe(now, &mut probes);
+            if now.saturating_duration_since(swept) >= SWEEP_EVERY {
+                swept = now;
+                self.sweep(now);
+            }
+        }
+    }
+
+    /// Sends the probes that are due.
+    fn probe(&self, now: Instant, probes: &mut JoinSet<()>) {
+        for peer in self.all_peers() {
+            if let Some(query) = peer.due_probe(now) {
+                probes.spawn(async move { probe_health(&peer, &query).await });
+            }
+        }
+        for group in self.all_groups().into_iter().filter(|group| group.is_loop_probe_due(now)) {
+            probes.spawn(async move {
+                group.find_loops().await;
+            });
+        }
+    }
+
+    /// Closes what idles, and forgets upstreams that nobody has named for long.
+    fn sweep(&self, now: Instant) {
+        for peer in self.all_peers() {
+            peer.pool.sweep(now);
+            peer.connections.sweep(now);
+        }
+        self.peers().retain(|_, known| {
+            // One is the registry's own.
+            if Arc::strong_count(&known.peer) > 1 {
+                known.named = now;
+            }
+            now.saturating_duration_since(known.named) < FORGET_AFTER
+        });
+    }
+}
+
+/// Asks an upstream that is not well; whatever it says is taken in by the attempt.
+async fn probe_health(peer: &Arc<Peer>, query: &Query) {
+    let attempt = Attempt::new(Arc::clone(peer), query, TERMS).run();
+    let outcome = tokio::time::timeout(PATIENCE, attempt).await;
+    if !matches!(outcome, Ok(Outcome::Answered(_) | Outcome::Failed { .. })) {
+        peer.metrics.probe_failures.inc();
+    }
+}
+
+impl Group {
+    /// Tells whether loops are to be looked for now, and if so takes it as done.
+    fn is_loop_probe_due(&self, now: Instant) -> bool {
+        let looping = self.members.iter().any(Member::is_looping);
+        let every = if looping { LOOPS_EVERY_WHILE_LOOPING } else { LOOPS_EVERY };
+        let mut probed = self.loops_probed();
+        let due = probed.is_none_or(|last| now.saturating_duration_since(last) >= every);
+        if due {
+            *probed = Some(now);
+        }
+        due
+    }
+
+    /// Asks each upstream whether it forwards back to us; gives back those that do.
+    ///
+    /// Exchanges pass those by until a later probe finds otherwise. The front end must be answering,
+    /// and show its misses to [`super::probe::LoopProbe::matches`].
+    ///
+    /// # Cancel safety
+    /// What was found before is kept.
+    pub async fn find_loops(self: &Arc<Self>) -> Vec<Arc<str>> {
+        *self.loops_probed() = Some(clock::now());
+        let mut probes = JoinSet::new();
+        for (index, member) in self.members.iter().enumerate() {
+            if let Some(probe) = self.loop_probe.probe(&self.zone) {
+                let peer = Arc::clone(&member.peer);
+                probes.spawn(async move { (index, comes_back(peer, probe).await) });
+            }
+        }
+        while let Some(Ok((index, looping))) = probes.join_next().await {
+            self.note_loop(&self.members[index], looping);
+        }
+        let looping = self.members.iter().filter(|member| member.is_looping());
+        looping.map(|member| Arc::clone(&member.peer.form)).collect()
+    }
+
+    /// Remembers whether an upstream loops; says so when that changes.
+    fn note_loop(&self, member: &Member, looping: bool) {
+        let (zone, upstream) = (&self.zone, &member.peer.form);
+        match (member.set_looping(looping), looping) {
+            (false, true) => {
+                self.metrics.life.loops_found.inc();
+                tracing::error!(%zone, %upstream, "upstream forwards back to us and is not asked");
+            }
+            (true, false) => tracing::info!(%zone, %upstream, "upstream no longer loops"),
+            _ => {}
+        }
+    }
+
+    /// Counts a query for which every upstream is down.
+    pub(super) fn count_if_down(&self) {
+        if self.is_down() {
+            self.metrics.forward.all_down.inc();
+        }
+    }
+}
+
+/// Sends a probe, twice where nothing happens, and tells whether it arrived at our own front end.
+async fn comes_back(peer: Arc<Peer>, probe: Probe) -> bool {
+    for _ in 0..2 {
+        let attempt = Attempt::new(Arc::clone(&peer), &probe.query, TERMS).run();
+        tokio::select! {
+            () = probe.seen() => break,
+            _ = attempt => break,
+            () = tokio::time::sleep(PATIENCE / 2) => {}
+        }
+    }
+    probe.was_seen()
+}
