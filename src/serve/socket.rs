@@ -465,3 +465,21 @@ unsafe fn ip_of(address: *const libc::sockaddr) -> Option<IpAddr> {
         }
     }
 }
+
+/// Raises the limit of open descriptors to what the system permits; gives it back.
+///
+/// # Errors
+/// As `setrlimit` says.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: limit outlives the call and is written by it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: limit outlives the call and is only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}

@@ -1,0 +1,154 @@
+//! The daemon: puts the parts together, and keeps them together until it is told to leave.
+//!
+//! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
+//! the resolver's threads, [`control`] reloads and maintains, [`inspect`] shows all of it to `admin`.
+
+pub mod control;
+pub mod inspect;
+pub mod routes;
+pub mod workers;
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use self::control::Control;
+use self::routes::{Maker, RoutesError};
+use self::workers::Workers;
+use crate::admin::{self, DoorsError};
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::config::error::ConfigErrors;
+use crate::config::load::Sources;
+use crate::metrics::Metrics;
+use crate::pulse::Pulses;
+use crate::resolve::Resolver;
+use crate::serve::allow::{self, AllowList};
+use crate::serve::front::{Front, Policy};
+use crate::serve::quota::Shares;
+use crate::serve::{self, BindError, Runners, socket};
+use crate::shutdown::Shutdown;
+use crate::telemetry::{self, Telemetry, TelemetryError};
+use crate::upstream::Upstreams;
+
+/// Why the daemon does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Routes(#[from] RoutesError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("nothing to listen on: no address of `listen` is on this host")]
+    Nothing,
+    #[error(transparent)]
+    Admin(#[from] DoorsError),
+    #[error("cannot start a thread or runtime: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+impl StartError {
+    /// The process's exit code: 2 for configuration, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Telemetry(_) | Self::Routes(_) => 2,
+            Self::Bind(_) | Self::Nothing | Self::Admin(_) | Self::Runtime(_) => 1,
+        }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// [`StartError`] when it cannot begin; afterwards it returns only after a drain.
+pub fn run(sources: Sources, take_over: bool) -> Result<(), StartError> {
+    let config = sources.load()?;
+    let telemetry = telemetry::init(&config.log)?;
+    if let Err(error) = socket::raise_descriptor_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+    let parts = Parts::make(config, telemetry, take_over)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(parts.live(sources))
+}
+
+/// Everything that was made at start.
+struct Parts {
+    config: Config,
+    telemetry: Telemetry,
+    maker: Maker,
+    front: Arc<Front>,
+    workers: Workers,
+    pulses: Arc<Pulses>,
+    shutdown: Shutdown,
+    bound: serve::Bound,
+}
+
+impl Parts {
+    /// Binds, reads and builds; nothing is served yet.
+    fn make(config: Config, telemetry: Telemetry, take_over: bool) -> Result<Self, StartError> {
+        let metrics = Metrics::new();
+        let ports = (config.upstream_ports.clone(), config.upstream_mark);
+        let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
+        let maker =
+            Maker { upstreams, metrics: Arc::clone(&metrics), listen: config.listen.clone() };
+        let routes = maker.routes(&config)?;
+        let bound = serve::bind(&config.listen, &config.serve, take_over)?;
+        if bound.addresses.is_empty() {
+            return Err(StartError::Nothing);
+        }
+        let pulses = Arc::new(Pulses::default());
+        let workers = Workers::start(config.serve.resolver_threads, &pulses)?;
+        let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
+        let resolver = Arc::new(Resolver::new(routes, cache, Arc::clone(&metrics)));
+        let in_flight = Shares::new(config.serve.max_in_flight, config.serve.max_in_flight);
+        let front = Arc::new(Front::new(resolver, policy(&config), metrics, in_flight));
+        let shutdown = Shutdown::default();
+        Ok(Self { config, telemetry, maker, front, workers, pulses, shutdown, bound })
+    }
+
+    /// Serves, and waits for the signal to leave.
+    async fn live(self, sources: Sources) -> Result<(), StartError> {
+        let doors = admin::Doors::open(&self.config.admin)?;
+        let drain = self.config.serve.drain;
+        let runners = Runners {
+            front: &self.front,
+            workers: self.workers.handles(),
+            pulses: &self.pulses,
+            shutdown: &self.shutdown,
+        };
+        let addresses: Vec<_> = self.bound.addresses.iter().map(|l| l.address).collect();
+        self.bound.start(&self.config.serve, &runners)?;
+        tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "nodens answers");
+        let shutdown = self.shutdown.clone();
+        let control = Control {
+            sources,
+            maker: self.maker,
+            front: self.front,
+            telemetry: self.telemetry,
+            pulses: self.pulses,
+            shutdown: self.shutdown,
+        };
+        control.run(self.config, doors, self.workers.handles()).await;
+        if !shutdown.drained(drain).await {
+            tracing::warn!(owed = shutdown.owed(), "deadline reached; leaving with responses owed");
+        }
+        tracing::info!("drained");
+        self.workers.stop();
+        Ok(())
+    }
+}
+
+/// The part of the configuration that the front ends take over while they run.
+fn policy(config: &Config) -> Policy {
+    let links = if config.allow.is_none() { allow::on_link() } else { Vec::new() };
+    Policy {
+        allow: AllowList::new(config.allow.as_deref(), &links),
+        udp_payload: config.serve.udp_payload,
+        query_log: telemetry::QueryLog::new(config.log.queries),
+    }
+}
