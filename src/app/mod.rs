@@ -42,7 +42,7 @@ pub enum StartError {
     #[error(transparent)]
     Routes(#[from] RoutesError),
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(#[from] Box<BindError>),
     #[error("nothing to listen on: no address of `listen` is on this host")]
     Nothing,
     #[error(transparent)]

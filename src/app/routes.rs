@@ -27,7 +27,7 @@ pub enum RoutesError {
     )]
     NoUpstream { path: PathBuf },
     #[error("{}: {found}", .path.display())]
-    Loop { path: PathBuf, found: Loop },
+    Loop { path: PathBuf, found: Box<Loop> },
 }
 
 /// What makes routes.
@@ -84,7 +84,9 @@ impl Maker {
             }
         }
         match (others.is_empty(), looped) {
-            (true, Some(found)) => Err(RoutesError::Loop { path: path.clone(), found }),
+            (true, Some(found)) => {
+                Err(RoutesError::Loop { path: path.clone(), found: found.into() })
+            }
             (true, None) => Err(RoutesError::NoUpstream { path: path.clone() }),
             (false, Some(found)) => {
                 tracing::warn!(file = %path.display(), %found, "nameserver left out");
@@ -106,7 +108,9 @@ fn read_hosts(path: &PathBuf) -> Result<Hosts, RoutesError> {
 
 fn read(path: &PathBuf) -> Result<String, RoutesError> {
     let unreadable = |source| RoutesError::Unreadable { path: path.clone(), source };
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(unreadable)
+    std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .map_err(unreadable)
 }
 
 /// Makes the cache forget what the new routes may answer otherwise than the old ones.

@@ -24,13 +24,15 @@ pub struct Epochs {
     hasher: RandomState,
 }
 
-impl Epochs {
+impl Default for Epochs {
     /// All names at their first epoch.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let counts = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
         Self { counts, hasher: RandomState::new() }
     }
+}
 
+impl Epochs {
     /// The epoch of a folded wire name now.
     pub fn of(&self, qname: &[u8]) -> Epoch {
         let slot = self.slot(qname);

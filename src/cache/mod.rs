@@ -67,7 +67,7 @@ impl Cache {
                 }
             })
             .build_with_hasher(RandomState::new());
-        Self { store, policy: ArcSwap::from_pointee(policy), epochs: Epochs::new(), metrics }
+        Self { store, policy: ArcSwap::from_pointee(policy), epochs: Epochs::default(), metrics }
     }
 
     /// Takes over another policy; a changed `size` needs a new process and is left as it was.

@@ -28,7 +28,7 @@ pub enum Role {
 
 /// The duty to finish an exchange that others may wait for.
 pub struct Lead {
-    key: KeyBuffer,
+    key: Key,
     table: Arc<Mutex<Table>>,
     sender: watch::Sender<Option<Outcome>>,
 }
@@ -45,7 +45,7 @@ impl InFlight {
         }
         let (sender, receiver) = watch::channel(None);
         table.insert(key.to_key(), receiver);
-        Role::Lead(Lead { key: key.clone(), table: Arc::clone(&self.0), sender })
+        Role::Lead(Lead { key: key.to_key(), table: Arc::clone(&self.0), sender })
     }
 }
 
@@ -59,7 +59,7 @@ impl Lead {
 impl Drop for Lead {
     /// Ends the exchange: later queries begin a new one, and who waited without an outcome is woken.
     fn drop(&mut self) {
-        lock(&self.table).remove(self.key.as_slice());
+        lock(&self.table).remove(&self.key);
     }
 }
 

@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 
 use super::allow::AllowList;
 use super::quota::Shares;
+use super::reply;
 use super::socket::UdpSocket;
-use super::{reply, socket};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
 use crate::dns::ede::{Ede, EdeCode};
@@ -19,14 +19,15 @@ use crate::dns::query::{QueryView, Refusal};
 use crate::dns::{Qtype, Rcode};
 use crate::metrics::{Arrival, Metrics, Origin, ZoneId};
 use crate::resolve::Resolver;
+use crate::telemetry::QueryLog;
 
 /// What may change while we run.
 pub struct Policy {
     pub allow: AllowList,
-    /// The largest UDP response, in bytes; at most [`socket::DATAGRAM`].
+    /// The largest UDP response, in bytes; at most [`super::socket::DATAGRAM`].
     pub udp_payload: u16,
-    /// Share of queries that are logged.
-    pub log_queries: f64,
+    /// Which queries are logged.
+    pub query_log: QueryLog,
 }
 
 /// The common part of all front ends.
@@ -99,8 +100,8 @@ impl Front {
         }
     }
 
-    /// Writes what `look` says into `out` (at least 4,096 bytes), at most `limit`; the length and
-    /// facts, or `None` when nothing is to be sent now.
+    /// Writes what `look` says into `out`, whose length (at least 512) is the limit of the response;
+    /// its facts, or `None` when nothing is to be sent now.
     ///
     /// Allocates nothing.
     pub fn answer(
@@ -108,7 +109,6 @@ impl Front {
         look: &Look<'_>,
         wire: &[u8],
         now: Instant,
-        limit: usize,
         out: &mut [u8],
     ) -> Option<Facts> {
         let (view, rcode, origin, zone, response_len) = match look {
@@ -125,10 +125,10 @@ impl Front {
             Look::Refused(view, rcode, ede) => {
                 self.count_refusal(*rcode);
                 let len = reply::refusal(view, *rcode, ede.as_ref(), out);
-                (view, *rcode, Origin::Failure, ZoneId(0), len)
+                (view, *rcode, Origin::Failure, ZoneId::NONE, len)
             }
             Look::Hit(view, entry) => {
-                let len = entry.encoded().fit(view, entry.aging(now), limit, out);
+                let len = entry.encoded().fit(view, entry.aging(now), out.len(), out);
                 (view, entry.encoded().rcode(), hit_origin(entry), entry.zone(), len)
             }
         };
@@ -195,7 +195,7 @@ impl Facts {
     /// The facts of a message without a usable question.
     fn of_malformed(rcode: Rcode, query_len: usize, response_len: usize) -> Self {
         Self {
-            zone: ZoneId(0),
+            zone: ZoneId::NONE,
             qtype: Qtype(0),
             dnssec_ok: false,
             rcode,
@@ -225,4 +225,4 @@ impl Facts {
     }
 }
 
-const _: () = assert!(reply::REFUSAL_LEN <= socket::DATAGRAM);
+const _: () = assert!(reply::REFUSAL_LEN <= 512);

@@ -46,14 +46,14 @@ impl Handler {
         let policy = self.front.policy.load_full();
         let now = clock::now();
         let look = vet(wire, source.ip(), &policy);
-        let limit = match (&look, carrier) {
-            (Look::Miss(view), Carrier::Datagram) => view.udp_limit(policy.udp_payload),
-            _ => MAX_MESSAGE,
-        };
         let Look::Miss(view) = look else {
             let mut out = vec![0; reply::REFUSAL_LEN];
-            let facts = self.front.answer(&look, wire, now, limit, &mut out);
+            let facts = self.front.answer(&look, wire, now, &mut out);
             return facts.map(|facts| finished(out, facts));
+        };
+        let limit = match carrier {
+            Carrier::Datagram => view.udp_limit(policy.udp_payload),
+            Carrier::Stream => MAX_MESSAGE,
         };
         let query = view.to_query();
         let resolving = AssertUnwindSafe(self.front.resolver.resolve(&query, carrier));

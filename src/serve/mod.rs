@@ -64,7 +64,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// The first address that cannot be bound, with the mend.
-pub fn bind(listens: &[Listen], serve: &Serve, take_over: bool) -> Result<Bound, BindError> {
+pub fn bind(listens: &[Listen], serve: &Serve, take_over: bool) -> Result<Bound, Box<BindError>> {
     let mut bound =
         Bound { udp: vec![Vec::new(); serve.threads], tcp: Vec::new(), addresses: Vec::new() };
     for listen in listens {
@@ -84,7 +84,7 @@ fn bind_one(
     serve: &Serve,
     take_over: bool,
     bound: &mut Bound,
-) -> Result<(), BindError> {
+) -> Result<(), Box<BindError>> {
     let failed = |protocol| move |source| BindError { listen: listen.clone(), protocol, source };
     if !take_over {
         socket::probe(listen).map_err(|(protocol, source)| failed(protocol)(source))?;

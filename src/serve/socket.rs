@@ -188,16 +188,18 @@ pub struct Inbox {
     lens: [usize; BATCH],
 }
 
-impl Inbox {
+impl Default for Inbox {
     /// Empty, with room for a whole batch.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             peers: vec![Peer::empty(); BATCH],
             buffers: vec![[0; DATAGRAM]; BATCH],
             lens: [0; BATCH],
         }
     }
+}
 
+impl Inbox {
     /// Receives what is there, without waiting; gives back how many datagrams.
     ///
     /// Errors of earlier sends (ICMP) may come back here; they are the caller's to ignore.
@@ -252,18 +254,20 @@ pub struct Outbox {
     filled: Vec<(usize, usize)>,
 }
 
-impl Outbox {
+impl Default for Outbox {
     /// Empty, with room for a whole batch.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { buffers: vec![[0; DATAGRAM]; BATCH], filled: Vec::with_capacity(BATCH) }
     }
+}
 
+impl Outbox {
     /// The buffer that the next [`Outbox::commit`] sends.
-    pub fn next(&mut self) -> &mut [u8; DATAGRAM] {
+    pub fn slot(&mut self) -> &mut [u8; DATAGRAM] {
         &mut self.buffers[self.filled.len()]
     }
 
-    /// Takes the first `len` bytes of [`Outbox::next`] as the response to datagram `i`.
+    /// Takes the first `len` bytes of [`Outbox::slot`] as the response to datagram `i`.
     pub fn commit(&mut self, i: usize, len: usize) {
         self.filled.push((len, i));
     }

@@ -43,9 +43,6 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// and take back responses that are still on their way.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// The largest message.
-const MAX_MESSAGE: usize = u16::MAX as usize;
-
 /// What all connections share.
 struct Server {
     front: Arc<Front>,
@@ -235,11 +232,11 @@ impl Connection {
         let policy = front.policy.load_full();
         let look = front.look(&message, self.source.ip(), received, &policy);
         let room = match &look {
-            Look::Hit(_, entry) => entry.encoded().max_fitted_len(),
+            Look::Hit(_, entry) => entry.encoded().max_fitted_len().max(DATAGRAM),
             _ => DATAGRAM,
         };
         let mut out = vec![0; room];
-        let mut facts = front.answer(&look, &message, received, MAX_MESSAGE, &mut out);
+        let mut facts = front.answer(&look, &message, received, &mut out);
         match &look {
             Look::Silence => return None,
             Look::Miss(view) => match front.in_flight.take(self.source.ip()) {

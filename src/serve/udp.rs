@@ -64,8 +64,8 @@ pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) 
             worker,
             pulse,
             shutdown,
-            inbox: Inbox::new(),
-            outbox: Outbox::new(),
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
             facts: Vec::with_capacity(BATCH),
         };
         serve.run(owed);
@@ -85,10 +85,8 @@ impl Serve {
             if draining && !ready.contains(&true) {
                 return;
             }
-            for index in 0..ready.len() {
-                if ready[index] {
-                    self.take_turn(index);
-                }
+            for (index, _) in ready.iter().enumerate().filter(|(_, is_ready)| **is_ready) {
+                self.take_turn(index);
             }
         }
     }
@@ -134,8 +132,8 @@ impl Serve {
             Look::Hit(view, _) => view.udp_limit(policy.udp_payload),
             _ => socket::DATAGRAM,
         };
-        let out = self.outbox.next();
-        let mut facts = self.front.answer(&look, wire, now, limit, out);
+        let out = &mut self.outbox.slot()[..limit];
+        let mut facts = self.front.answer(&look, wire, now, out);
         match &look {
             Look::Miss(view) => match self.front.in_flight.take(source.ip()) {
                 Some(share) => self.submit(i, socket, now, share),
@@ -206,7 +204,7 @@ impl Front {
         self.metrics.serve.shed.inc();
         let response_len = reply::refusal(view, Rcode::SERVFAIL, Some(&SHED), out);
         Facts {
-            zone: crate::metrics::ZoneId(0),
+            zone: crate::metrics::ZoneId::NONE,
             qtype: view.qtype(),
             dnssec_ok: view.dnssec_ok(),
             rcode: Rcode::SERVFAIL,

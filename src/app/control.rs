@@ -1,0 +1,199 @@
+//! The control loop: signals, changed files, readiness, maintenance. One task on the control runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::inspect::View;
+use super::policy;
+use super::routes::{self, Maker};
+use crate::admin::readiness::Readiness;
+use crate::admin::{self, Deps, Doors};
+use crate::config::Config;
+use crate::config::load::Sources;
+use crate::config::watch::{Watch, files_of};
+use crate::pulse::Pulses;
+use crate::resolve::route::Routes;
+use crate::serve::front::Front;
+use crate::shutdown::Shutdown;
+use crate::telemetry::Telemetry;
+
+/// How often the cache applies pending inserts and evictions.
+const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
+
+/// How long readiness waits for any response of an upstream.
+const UPSTREAM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is needed to reload and to look after things.
+pub struct Control {
+    pub sources: Sources,
+    pub maker: Maker,
+    pub front: Arc<Front>,
+    pub telemetry: Telemetry,
+    pub pulses: Arc<Pulses>,
+    pub shutdown: Shutdown,
+}
+
+/// What wakes the control loop.
+enum Event {
+    Leave(&'static str),
+    Reload(String),
+}
+
+impl Control {
+    /// Runs until SIGTERM or SIGINT; then the drain has begun. A second signal ends the process.
+    pub async fn run(self, config: Config, doors: Doors, workers: &[Handle]) {
+        let readiness = Readiness::new(self.shutdown.clone());
+        let (bound, answered) =
+            (readiness.gate("sockets bound"), readiness.gate("upstream answered"));
+        bound.pass();
+        let resolver = Arc::clone(&self.front.resolver);
+        let holds = move || resolver.routes().zones().any(|zone| zone.group.has_answered());
+        tokio::spawn(answered.pass_once(holds, UPSTREAM_PATIENCE));
+        workers[0].spawn(maintain_cache(Arc::clone(&self.front)));
+
+        let file = self.sources.file().to_owned();
+        let mut watch = Watch::new(files_of(&config, Some(&file)));
+        let this = Arc::new(self);
+        let view = Arc::new(View::new(Arc::clone(&this), config));
+        let deps = Deps {
+            inspect: Arc::clone(&view) as Arc<dyn admin::Inspect>,
+            pulses: Arc::clone(&this.pulses),
+            readiness,
+        };
+        let admin = tokio::spawn(admin::serve(doors, deps, this.shutdown.clone()));
+        let Ok(mut signals) = Signals::new() else {
+            tracing::error!("signals cannot be received; leaving");
+            return this.shutdown.begin();
+        };
+        loop {
+            let event = tokio::select! {
+                event = signals.next() => event,
+                files = watch.changed() => Event::Reload(format!("{files:?} changed")),
+            };
+            match event {
+                Event::Leave(signal) => {
+                    tracing::info!(signal, "draining");
+                    break this.shutdown.begin();
+                }
+                Event::Reload(why) => {
+                    this.reload(&view, &why).await;
+                    watch.follow(files_of(&view.config(), Some(&file)));
+                }
+            }
+        }
+        tokio::spawn(async move {
+            signals.leave().await;
+            tracing::warn!("second signal: leaving at once");
+            std::process::exit(1);
+        });
+        drop(admin);
+    }
+
+    /// Reads the configuration anew; when anything is wrong the one in force stays whole.
+    async fn reload(&self, view: &View, why: &str) {
+        let life = &self.front.metrics.life;
+        match self.prepare().await {
+            Ok((config, routes)) => {
+                self.apply(view, config, routes);
+                life.reloads.inc();
+                tracing::info!(why, "configuration reloaded");
+            }
+            Err(error) => {
+                life.reloads_failed.inc();
+                tracing::error!(why, error, "configuration not reloaded; the old one stays");
+            }
+        }
+    }
+
+    /// Makes everything of the new configuration that may fail.
+    async fn prepare(&self) -> Result<(Config, Routes), String> {
+        let config = self.sources.load().map_err(|errors| errors.to_string())?;
+        let routes = self.maker.routes(&config).map_err(|error| error.to_string())?;
+        Ok((config, routes))
+    }
+
+    /// Takes the new configuration over. Nothing here fails or waits.
+    fn apply(&self, view: &View, config: Config, routes: Routes) {
+        let old = view.config();
+        for key in needing_restart(&old, &config) {
+            tracing::warn!(key, "this key takes effect after a restart");
+        }
+        if old.log.level != config.log.level
+            && let Err(error) = self.telemetry.set_level(&config.log.level)
+        {
+            tracing::warn!(%error, "log level not changed");
+        }
+        let resolver = &self.front.resolver;
+        let old_routes = resolver.routes();
+        resolver.set_routes(routes);
+        resolver.cache().set_policy(config.cache.clone());
+        routes::forget_changed(resolver.cache(), &old_routes, &resolver.routes());
+        self.front.policy.store(Arc::new(policy(&config)));
+        view.set_config(config);
+    }
+}
+
+/// Keys that differ and cannot be taken over while we run.
+fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differ = [
+        ("listen", old.listen != new.listen),
+        ("upstream_ports", old.upstream_ports != new.upstream_ports),
+        ("upstream_mark", old.upstream_mark != new.upstream_mark),
+        (
+            "serve",
+            crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }
+                != new.serve,
+        ),
+        ("cache.size", old.cache.size != new.cache.size),
+        ("admin", old.admin != new.admin),
+        ("log.format", old.log.format != new.log.format),
+    ];
+    differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+/// Applies the cache's pending work for ever, so that no hit pays for it.
+async fn maintain_cache(front: Arc<Front>) {
+    let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        front.resolver.cache().maintain();
+    }
+}
+
+/// The signals that we heed.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal's meaning.
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            _ = self.hangup.recv() => Event::Reload("SIGHUP".into()),
+            _ = self.terminate.recv() => Event::Leave("SIGTERM"),
+            _ = self.interrupt.recv() => Event::Leave("SIGINT"),
+        }
+    }
+
+    /// The next signal that tells us to leave.
+    async fn leave(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What `admin` shows of the daemon.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::control::Control;
+use crate::admin::{CacheStatus, Flush, Inspect, UpstreamStatus};
+use crate::config::Config;
+use crate::dns::name::Name;
+
+/// A window on the running daemon.
+pub struct View {
+    control: Arc<Control>,
+    config: ArcSwap<Config>,
+}
+
+impl View {
+    /// A window on `control`, with the configuration in force.
+    pub fn new(control: Arc<Control>, config: Config) -> Self {
+        let view = Self { control, config: ArcSwap::from_pointee(config) };
+        view.configured();
+        view
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Another configuration is in force.
+    pub fn set_config(&self, config: Config) {
+        self.config.store(Arc::new(config));
+        self.configured();
+    }
+
+    fn configured(&self) {
+        self.control.front.metrics.life.configured(&self.config().to_toml());
+    }
+}
+
+impl Inspect for View {
+    fn metrics(&self) -> String {
+        let front = &self.control.front;
+        let serve = &front.metrics.serve;
+        let drops = front.receive_drops();
+        serve.receive_drops.inc_by(drops.saturating_sub(serve.receive_drops.get()));
+        serve.in_flight.set(i64::try_from(front.in_flight.taken()).unwrap_or(i64::MAX));
+        front.metrics.encode()
+    }
+
+    fn config(&self) -> String {
+        View::config(self).to_toml()
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamStatus> {
+        Vec::new()
+    }
+
+    fn cache(&self) -> CacheStatus {
+        let front = &self.control.front;
+        let cache = front.resolver.cache();
+        let (entries, bytes) = cache.fill();
+        let counters = cache.metrics();
+        CacheStatus {
+            entries,
+            bytes,
+            budget_bytes: cache.policy().size,
+            hits: front.metrics.hits(),
+            misses: counters.misses.get(),
+            stale: 0,
+            prefetches: counters.prefetches.get(),
+            coalesced: counters.coalesced.get(),
+            evictions: counters.evictions.get(),
+        }
+    }
+
+    fn flush(&self, what: Flush) -> Option<u64> {
+        let cache = self.control.front.resolver.cache();
+        let count = |flushed| u64::try_from(flushed).ok();
+        match what {
+            Flush::All => count(cache.flush_within(&Name::root())),
+            Flush::Below(name) => count(cache.flush_within(&name)),
+            Flush::Name(name) => {
+                cache.flush(&name);
+                None
+            }
+        }
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), String> {
+        self.control.telemetry.set_level(level).map_err(|error| error.to_string())
+    }
+}
