@@ -14,8 +14,9 @@ use crate::admin::{self, Deps, Doors};
 use crate::config::Config;
 use crate::config::load::Sources;
 use crate::config::watch::{Watch, files_of};
+use crate::dns::name::Name;
 use crate::pulse::Pulses;
-use crate::resolve::route::Routes;
+use crate::resolve::route::{ForwardZone, Routes};
 use crate::serve::front::Front;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Telemetry;
@@ -53,6 +54,7 @@ impl Control {
         let holds = move || resolver.routes().zones().any(|zone| zone.group.has_answered());
         tokio::spawn(answered.pass_once(holds, UPSTREAM_PATIENCE));
         workers[0].spawn(maintain_cache(Arc::clone(&self.front)));
+        workers[0].spawn(Arc::clone(&self.maker.upstreams).maintain());
 
         let file = self.sources.file().to_owned();
         let mut watch = Watch::new(files_of(&config, Some(&file)));
@@ -112,7 +114,11 @@ impl Control {
     async fn prepare(&self) -> Result<(Config, Routes), String> {
         let config = self.sources.load().map_err(|errors| errors.to_string())?;
         let routes = self.maker.routes(&config).map_err(|error| error.to_string())?;
-        Ok((config, routes))
+        let probes = routes.zones().map(|zone| only_loops(zone));
+        match futures_util::future::join_all(probes).await.into_iter().flatten().next() {
+            Some(zone) => Err(format!("every upstream of zone {zone} forwards back to us")),
+            None => Ok((config, routes)),
+        }
     }
 
     /// Takes the new configuration over. Nothing here fails or waits.
@@ -134,6 +140,12 @@ impl Control {
         self.front.policy.store(Arc::new(policy(&config)));
         view.set_config(config);
     }
+}
+
+/// The zone's name when every one of its upstreams forwards back to us.
+async fn only_loops(zone: &ForwardZone) -> Option<&Name> {
+    let looping = zone.group.find_loops().await;
+    (looping.len() == zone.group.status().upstreams.len()).then_some(&zone.name)
 }
 
 /// Keys that differ and cannot be taken over while we run.

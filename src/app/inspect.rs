@@ -8,6 +8,7 @@ use super::control::Control;
 use crate::admin::{CacheStatus, Flush, Inspect, UpstreamStatus};
 use crate::config::Config;
 use crate::dns::name::Name;
+use crate::upstream::status::{self, Standing};
 
 /// A window on the running daemon.
 pub struct View {
@@ -54,7 +55,11 @@ impl Inspect for View {
     }
 
     fn upstreams(&self) -> Vec<UpstreamStatus> {
-        Vec::new()
+        let routes = self.control.front.resolver.routes();
+        let groups = routes.zones().map(|zone| zone.group.status());
+        groups
+            .flat_map(|group| group.upstreams.into_iter().map(move |u| shown(&group.zone, &u)))
+            .collect()
     }
 
     fn cache(&self) -> CacheStatus {
@@ -68,7 +73,7 @@ impl Inspect for View {
             budget_bytes: cache.policy().size,
             hits: front.metrics.hits(),
             misses: counters.misses.get(),
-            stale: 0,
+            stale: front.metrics.stale(),
             prefetches: counters.prefetches.get(),
             coalesced: counters.coalesced.get(),
             evictions: counters.evictions.get(),
@@ -90,5 +95,26 @@ impl Inspect for View {
 
     fn set_log_level(&self, level: &str) -> Result<(), String> {
         self.control.telemetry.set_level(level).map_err(|error| error.to_string())
+    }
+}
+
+/// One upstream's state in admin's words.
+fn shown(zone: &Name, upstream: &status::UpstreamStatus) -> UpstreamStatus {
+    let state = match upstream.standing {
+        _ if upstream.is_looping => "loop",
+        Standing::Down => "down",
+        _ if !upstream.has_answered => "unknown",
+        _ => "up",
+    };
+    UpstreamStatus {
+        zone: zone.to_string(),
+        upstream: upstream.form.to_string(),
+        state: state.to_owned(),
+        srtt_ms: upstream.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        in_flight: upstream.in_flight as u64,
+        queries: upstream.queries,
+        responses: upstream.responses,
+        timeouts: upstream.timeouts,
+        failures: upstream.failures,
     }
 }

@@ -65,7 +65,7 @@ impl StartError {
 ///
 /// # Errors
 /// [`StartError`] when it cannot begin; afterwards it returns only after a drain.
-pub fn run(sources: Sources, take_over: bool) -> Result<(), StartError> {
+pub fn run(sources: &Sources, take_over: bool) -> Result<(), StartError> {
     let config = sources.load()?;
     let telemetry = telemetry::init(&config.log)?;
     if let Err(error) = socket::raise_descriptor_limit() {
@@ -73,7 +73,7 @@ pub fn run(sources: Sources, take_over: bool) -> Result<(), StartError> {
     }
     let parts = Parts::make(config, telemetry, take_over)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(parts.live(sources))
+    runtime.block_on(parts.live(sources.clone()))
 }
 
 /// Everything that was made at start.
@@ -96,6 +96,7 @@ impl Parts {
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
         let maker =
             Maker { upstreams, metrics: Arc::clone(&metrics), listen: config.listen.clone() };
+        let loop_probe = Arc::clone(maker.upstreams.loop_probe());
         let routes = maker.routes(&config)?;
         let bound = serve::bind(&config.listen, &config.serve, take_over)?;
         if bound.addresses.is_empty() {
@@ -104,7 +105,7 @@ impl Parts {
         let pulses = Arc::new(Pulses::default());
         let workers = Workers::start(config.serve.resolver_threads, &pulses)?;
         let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
-        let resolver = Arc::new(Resolver::new(routes, cache, Arc::clone(&metrics)));
+        let resolver = Arc::new(Resolver::new(routes, cache, loop_probe, Arc::clone(&metrics)));
         let in_flight = Shares::new(config.serve.max_in_flight, config.serve.max_in_flight);
         let front = Arc::new(Front::new(resolver, policy(&config), metrics, in_flight));
         let shutdown = Shutdown::default();

@@ -26,7 +26,9 @@ impl Completions {
 
 /// Print the manual page, or write one page per command
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  nodens man | man --local-file -\n  nodens man /usr/share/man/man1")]
+#[command(
+    after_help = "Examples:\n  nodens man | man --local-file -\n  nodens man /usr/share/man/man1"
+)]
 pub(super) struct Man {
     /// Directory for nodens.1, nodens-run.1 ...; made where it is missing
     dir: Option<PathBuf>,

@@ -263,7 +263,12 @@ impl Metrics {
 
     /// Responses served from the cache so far, stale ones included.
     pub fn hits(&self) -> u64 {
-        scrape::hits(self)
+        scrape::responses_of(self, &[Origin::Hit, Origin::Stale])
+    }
+
+    /// Stale responses served so far.
+    pub fn stale(&self) -> u64 {
+        scrape::responses_of(self, &[Origin::Stale])
     }
 }
 

@@ -48,11 +48,10 @@ pub(super) fn encode(metrics: &Metrics) -> String {
     out
 }
 
-/// Responses served from the cache, stale ones included.
-pub(super) fn hits(metrics: &Metrics) -> u64 {
+/// Responses that came from any of `origins`.
+pub(super) fn responses_of(metrics: &Metrics, origins: &[Origin]) -> u64 {
     let zones = sum_zones(metrics);
-    let from_cache = [Origin::Hit, Origin::Stale];
-    zones.iter().map(|(_, sums)| responses(sums, 0..RCODE_LABELS.len(), &from_cache)).sum()
+    zones.iter().map(|(_, sums)| responses(sums, 0..RCODE_LABELS.len(), origins)).sum()
 }
 
 /// Each zone's label and counters, summed over all tallies; zones that nobody asked are left out.

@@ -20,6 +20,8 @@ pub enum ResolveError {
     MetaType,
     #[error("recursion is not desired and nothing is cached")]
     NotRecursive,
+    #[error("a probe of our own came back")]
+    OwnProbe,
     #[error(transparent)]
     Exchange(Arc<ExchangeError>),
     /// The same question failed a moment ago (RFC 9520).
@@ -50,7 +52,7 @@ impl ResolveError {
                 ExchangeError::NoUpstream | ExchangeError::Overloaded { .. } => Fault::Us,
                 _ => Fault::Upstream,
             },
-            Self::Remembered { .. } => Fault::Upstream,
+            Self::Remembered { .. } | Self::OwnProbe => Fault::Upstream,
             Self::AliasChain | Self::Overloaded | Self::Internal => Fault::Us,
         }
     }
@@ -58,7 +60,7 @@ impl ResolveError {
     /// The response code for the stub resolver.
     pub fn rcode(&self) -> Rcode {
         match self {
-            Self::Transfer | Self::Class | Self::NotRecursive => Rcode::REFUSED,
+            Self::Transfer | Self::Class | Self::NotRecursive | Self::OwnProbe => Rcode::REFUSED,
             Self::MetaType => Rcode::NOTIMP,
             Self::Remembered { rcode, .. } => *rcode,
             // An upstream's REFUSED or FORMERR is between it and us: the name did not resolve.
@@ -80,6 +82,7 @@ impl ResolveError {
                 let text = ede.as_ref().map(ToString::to_string).unwrap_or_default();
                 Some(Ede::with_text(EdeCode::CACHED_ERROR, text))
             }
+            Self::OwnProbe => fixed(EdeCode::PROHIBITED, "a query of ours that came back"),
             Self::AliasChain => fixed(EdeCode::INVALID_DATA, "alias chain too long"),
             Self::Overloaded => fixed(EdeCode::OTHER, "too many queries in flight"),
             Self::Internal => fixed(EdeCode::OTHER, "internal failure"),

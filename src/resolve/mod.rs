@@ -30,6 +30,7 @@ use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
 use crate::dns::{Qclass, Qtype};
 use crate::metrics::{Metrics, Origin, ZoneId};
+use crate::upstream::probe::LoopProbe;
 
 /// How the query came, as far as the answer depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,18 +53,20 @@ pub struct Resolver {
     routes: ArcSwap<Routes>,
     cache: Arc<Cache>,
     in_flight: InFlight,
+    loop_probe: Arc<LoopProbe>,
     metrics: Arc<Metrics>,
 }
 
 impl Resolver {
-    /// A resolver over `routes`, which may be swapped later.
-    pub fn new(routes: Routes, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            routes: ArcSwap::from_pointee(routes),
-            cache,
-            in_flight: InFlight::default(),
-            metrics,
-        }
+    /// A resolver over `routes`, which may be swapped later; `loop_probe` knows our own probes.
+    pub fn new(
+        routes: Routes,
+        cache: Arc<Cache>,
+        loop_probe: Arc<LoopProbe>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let routes = ArcSwap::from_pointee(routes);
+        Self { routes, cache, in_flight: InFlight::default(), loop_probe, metrics }
     }
 
     /// The response to `query`. NXDOMAIN and NODATA are responses.
@@ -78,6 +81,9 @@ impl Resolver {
         carrier: Carrier,
     ) -> Result<Response, ResolveError> {
         error::refuse(query)?;
+        if self.loop_probe.matches(&query.qname) {
+            return Err(ResolveError::OwnProbe);
+        }
         if query.qclass == Qclass::CH {
             return self.chaos(query);
         }
