@@ -80,6 +80,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
             "client subnet",
             "client response timer",
             "prometheus_client",
+            "admin::client",
             "src/admin/",
             "src/upstream/",
         ],

@@ -196,5 +196,5 @@ pub const LOG_QUERIES: Bounded<f64> = Bounded {
     max: 1.0,
 };
 
-/// The fewest usable source ports: 16 for each class, so that a draw is still a draw.
-pub const MIN_SOURCE_PORTS: usize = 48;
+/// The fewest usable source ports of a class: with fewer, a draw is no draw.
+pub const MIN_CLASS_PORTS: usize = 16;

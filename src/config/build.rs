@@ -292,10 +292,28 @@ fn read_socket(value: &Value) -> Result<(&str, bool), Fault> {
 fn read_log(reader: &mut Reader<'_, '_>) -> Log {
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     Log {
-        level: reader.text("log.level").unwrap_or("info").to_owned(),
+        level: reader.value("log.level", read_level).unwrap_or("info").to_owned(),
         format: reader.choice("log.format", &formats, "text, json").unwrap_or(LogFormat::Text),
         queries: reader.float("log.queries", &bounds::LOG_QUERIES),
     }
+}
+
+/// A log filter: directives of the form `LEVEL` or `TARGET=LEVEL`, comma separated.
+fn read_level(value: &Value) -> Result<&str, Fault> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let text = reader::text(value)?;
+    let is_directive = |directive: &str| {
+        let level = directive.rsplit('=').next().unwrap_or(directive).trim();
+        LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+    };
+    if text.split(',').all(is_directive) {
+        return Ok(text);
+    }
+    Err(Fault::NotA {
+        text: text.to_owned(),
+        what: "a log level",
+        example: "\"info\" or \"nodens=debug,hickory=warn\"",
+    })
 }
 
 /// Refuses upstreams that are one of our own addresses, at the place of the zone's upstreams.

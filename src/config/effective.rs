@@ -256,7 +256,7 @@ mod tests {
              \"https://192.0.2.9/q\", \"fe80::1%eth0\"]\nports = \"pooled\"\ntrust_ad = true\ntls_ca = \"/ca\"",
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
-            "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=b\"\nformat = \"json\"\nqueries = 0.25",
+            "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",
             "[admin]\nsocket = \"/s\"\n[cache]\nsize = \"0\"\nstale = \"0s\"",
         ] {
             let config = load_text(text).expect(text);

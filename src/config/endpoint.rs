@@ -159,6 +159,9 @@ pub fn parse_upstream(text: &str, bare: Scheme, links: &Interfaces) -> Result<Up
         Some(_) => return Err(wrong()),
         None => (rest, None),
     };
+    if !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(wrong());
+    }
     let (host, path) = match rest.find('/') {
         Some(at) => (&rest[..at], Some(&rest[at..])),
         None => (rest, None),
@@ -276,6 +279,8 @@ mod tests {
             "tls://192.0.2.1#a b",
             "192.0.2.1#dns.example",
             "tcp://192.0.2.1/x",
+            "https://192.0.2.9/a b",
+            "https://192.0.2.9/ü",
             "https://",
             "192.0.2.1 ",
             "tls://192.0.2.1/q#dns.example",

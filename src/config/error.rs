@@ -118,7 +118,8 @@ pub enum Fault {
     #[error("`{mode}` is not in this version of nodens yet; write \"none\"")]
     NotYet { mode: String },
     #[error(
-        "{first}-{last} leaves {usable} source ports, but each of the three port classes needs {least}; take a wider range"
+        "{first}-{last} leaves one of the three port classes {usable} source ports, and each needs {least}; \
+         take a wider range"
     )]
     FewPorts { first: u16, last: u16, usable: usize, least: usize },
     #[error("{0}")]

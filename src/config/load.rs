@@ -73,7 +73,7 @@ impl Sources {
         for (name, value) in environment {
             let name = text(name);
             if name == FILE_VARIABLE {
-                named = named.or_else(|| Some(PathBuf::from(value)));
+                named = named.or_else(|| Some(PathBuf::from(value)).filter(|path| path != ""));
             } else if name.starts_with("NODENS_") {
                 ours.push((name, text(value)));
             }
@@ -324,7 +324,7 @@ queries = 0.5
         ),
         (
             "upstream_ports = \"1000-1046\"",
-            "n.toml:1: upstream_ports: 1000-1046 leaves 47 source ports, but each of the three port classes needs 16; take a wider range",
+            "n.toml:1: upstream_ports: 1000-1046 leaves one of the three port classes 15 source ports, and each needs 16; take a wider range",
         ),
         (
             "[intercept]\nmode = \"takeover\"",
@@ -411,6 +411,25 @@ queries = 0.5
             "--listen: \"nowhere\" is not an address; write e.g. 192.0.2.1:53 or [2001:db8::1]:53\n\
              NODENS_SERVE__THREADS: is a text, but must be a whole number, 0 or more"
         );
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        for key in crate::config::keys::KEYS {
+            let date = "1979-05-27";
+            let text = match key.name.split_once('.') {
+                None => format!("{} = {date}", key.name),
+                Some(("forward", name)) => format!("[[forward]]\n{name} = {date}"),
+                Some((table, name)) => format!("[{table}]\n{name} = {date}"),
+            };
+            let text = match key.name {
+                "forward" | "forward.zone" => text,
+                name if name.starts_with("forward.") => text + "\nzone = \".\"",
+                _ => text,
+            };
+            let found = errors(&text);
+            assert!(found.len() == 1 && found[0].contains("a date, but"), "{text}\n{found:?}");
+        }
     }
 
     #[test]

@@ -71,7 +71,9 @@ impl Spec {
     /// Reads the text of the file at `path`; what is wrong is added to `errors`, the rest is kept.
     pub fn from_toml(path: &Path, text: &str, errors: &mut Vec<ConfigError>) -> Self {
         let (table, broken) = DeTable::parse_recoverable(text);
-        let mut reader = FileReader { path: path.into(), text, errors };
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let mut reader =
+            FileReader { path: path.into(), line_ends: breaks.map(|(at, _)| at).collect(), errors };
         for error in broken {
             let span = error.span().unwrap_or_default();
             reader.fail(span, "", Fault::Syntax(error.message().replace('\n', ", ")));
@@ -167,9 +169,13 @@ fn list_of<'a>(texts: impl Iterator<Item = &'a str>, place: &Place) -> Value {
 /// Reads a variable's text as what its key wants; a text that is no such thing stays a text.
 fn value_from_text(text: &str, kind: Kind, place: &Place) -> Value {
     let as_text = || Value::Text(text.to_owned());
+    let integer = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => i64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
     match kind {
         Kind::Text | Kind::Tables => as_text(),
-        Kind::Integer => text.parse().map_or_else(|_| as_text(), Value::Integer),
+        Kind::Integer => integer(text).map_or_else(|_| as_text(), Value::Integer),
         Kind::Float => text.parse().map_or_else(|_| as_text(), Value::Float),
         Kind::Switch => text.parse().map_or_else(|_| as_text(), Value::Switch),
         Kind::List => {
@@ -181,15 +187,15 @@ fn value_from_text(text: &str, kind: Kind, place: &Place) -> Value {
 /// Reads one file; knows which byte stands on which line.
 struct FileReader<'a> {
     path: Arc<Path>,
-    text: &'a str,
+    /// Where the line feeds are.
+    line_ends: Vec<usize>,
     errors: &'a mut Vec<ConfigError>,
 }
 
 impl FileReader<'_> {
     /// The place of `key`, whose first byte is `span`'s.
     fn place(&self, span: Range<usize>, key: &str) -> Place {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or(self.text.as_bytes());
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        let line = 1 + self.line_ends.partition_point(|end| *end < span.start);
         let source = Source::File { path: Arc::clone(&self.path), line };
         Place { source, key: key.to_owned() }
     }

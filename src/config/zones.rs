@@ -187,17 +187,40 @@ fn read_upstreams(
     upstreams
 }
 
-/// Refuses a range of ports with too few for a class.
+/// Refuses a range with too few ports for one of the three classes, which a port's remainder
+/// by 3 tells apart.
 ///
 /// # Errors
 /// `FewPorts`
 pub fn enough_ports(range: &PortRange) -> Result<(), Fault> {
-    let usable = (range.first..=range.last)
-        .filter(|port| range.reserved.binary_search(port).is_err())
-        .count();
-    if usable >= bounds::MIN_SOURCE_PORTS {
+    let mut classes = [0; 3];
+    for port in range.first..=range.last {
+        let is_usable = range.reserved.binary_search(&port).is_err();
+        classes[usize::from(port % 3)] += usize::from(is_usable);
+    }
+    let usable = classes.into_iter().min().unwrap_or_default();
+    if usable >= bounds::MIN_CLASS_PORTS {
         return Ok(());
     }
     let (first, last) = (range.first, range.last);
-    Err(Fault::FewPorts { first, last, usable, least: bounds::MIN_SOURCE_PORTS / 3 })
+    Err(Fault::FewPorts { first, last, usable, least: bounds::MIN_CLASS_PORTS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::ports::PortClass;
+
+    #[test]
+    fn a_range_must_hold_enough_ports_of_every_class() {
+        let range = |first, last, reserved: Vec<u16>| PortRange { first, last, reserved };
+        assert_eq!(enough_ports(&range(1000, 1047, vec![])), Ok(()));
+        assert!(enough_ports(&range(1000, 1046, vec![])).is_err());
+        assert_eq!(enough_ports(&range(65_000, 65_535, vec![])), Ok(()));
+        for class in PortClass::ALL {
+            let reserved = (1000..=2000).filter(|port| PortClass::of_port(*port) == class);
+            let fault = enough_ports(&range(1000, 2000, reserved.skip(15).collect()));
+            assert!(matches!(fault, Err(Fault::FewPorts { usable: 15, .. })), "{class:?}");
+        }
+    }
 }
