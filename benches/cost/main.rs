@@ -1,0 +1,183 @@
+//! CPU per query, side by side from one run: bare echo, nodens hit, nodens miss, and peers on request.
+//!
+//! Ratios to the echo are the result. See `benches/README.md`.
+
+mod echo;
+mod load;
+mod server;
+mod servers;
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use load::{Passes, Sample};
+use server::{Place, Server};
+
+/// A hit may cost this many echoes.
+const HIT_BUDGET: f64 = 1.25;
+
+/// How much is run.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    rounds: u64,
+    seconds: u64,
+    peers: bool,
+    /// Judge the ratio too, not only whether answers come.
+    judge: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, port] = arguments.as_slice()
+        && flag == "--echo"
+    {
+        let port = port.parse().expect("--echo takes a port");
+        return echo::serve(port).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let plan = Plan {
+        rounds: if has("--smoke") { 1 } else { 3 },
+        seconds: if has("--smoke") { 1 } else { 5 },
+        peers: has("--peers"),
+        judge: has("--judge"),
+    };
+    match measure(plan) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cost: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One path's samples, one per round.
+struct Row {
+    name: String,
+    samples: Vec<Sample>,
+}
+
+impl Row {
+    /// The sample of median cost.
+    fn median(&self) -> Sample {
+        let mut sorted = self.samples.clone();
+        sorted.sort_by_key(|sample| sample.cost);
+        sorted[sorted.len() / 2]
+    }
+}
+
+/// The files with the names to ask for.
+struct Names<'a> {
+    place: &'a Place,
+    known: PathBuf,
+    /// How many files of fresh names were written.
+    used: u64,
+}
+
+impl Names<'_> {
+    /// A file of names that nobody asked for yet; more than can be asked in `seconds`.
+    fn fresh(&mut self, seconds: u64) -> io::Result<PathBuf> {
+        self.used += 1;
+        let text = load::fresh_names(self.used, 100_000 * seconds);
+        self.place.write("fresh", &text)
+    }
+}
+
+/// Runs everything, prints the table; tells whether all of it holds.
+fn measure(plan: Plan) -> io::Result<bool> {
+    let place = Place::new()?;
+    let known = place.write("known", &load::known_names())?;
+    let mut names = Names { place: &place, known, used: 0 };
+    let knot = servers::knot(&place)?;
+    let mut rows = Vec::new();
+    {
+        let echo = servers::echo()?;
+        let (nodens, admin) = servers::nodens(&place, knot.address)?;
+        warm(&nodens, &names.known)?;
+        for _ in 0..plan.rounds {
+            push(&mut rows, "echo", load::run(&echo, &names.known, Passes::Any, plan.seconds)?);
+            push(&mut rows, "nodens hit", hits(&nodens, admin, &names.known, plan.seconds)?);
+            let fresh = names.fresh(plan.seconds)?;
+            let miss = load::run(&nodens, &fresh, Passes::One, plan.seconds)?;
+            push(&mut rows, "nodens miss", miss);
+        }
+    }
+    for (name, start) in servers::peers().into_iter().filter(|_| plan.peers) {
+        let peer = start(&place, knot.address)?;
+        warm(&peer, &names.known)?;
+        for _ in 0..plan.rounds {
+            let hit = load::run(&peer, &names.known, Passes::Any, plan.seconds)?;
+            push(&mut rows, &format!("{name} hit"), hit);
+            let fresh = names.fresh(plan.seconds)?;
+            let miss = load::run(&peer, &fresh, Passes::One, plan.seconds)?;
+            push(&mut rows, &format!("{name} miss"), miss);
+        }
+    }
+    Ok(report(&rows, plan))
+}
+
+/// Appends `sample` to the row `name`.
+fn push(rows: &mut Vec<Row>, name: &str, sample: Sample) {
+    match rows.iter_mut().find(|row| row.name == name) {
+        Some(row) => row.samples.push(sample),
+        None => rows.push(Row { name: name.to_owned(), samples: vec![sample] }),
+    }
+}
+
+/// Asks for every known name until all are cached.
+fn warm(server: &Server, known: &Path) -> io::Result<()> {
+    for _ in 0..2 {
+        load::run(server, known, Passes::One, 5)?;
+    }
+    Ok(())
+}
+
+/// Asks for known names and checks that nodens counted hits.
+fn hits(nodens: &Server, admin: SocketAddr, known: &Path, seconds: u64) -> io::Result<Sample> {
+    let before = counted(admin, "coredns_cache_hits_total")?;
+    let sample = load::run(nodens, known, Passes::Any, seconds)?;
+    let hits = counted(admin, "coredns_cache_hits_total")? - before;
+    if hits < 0.999 * sample.completed as f64 {
+        let text = format!("{hits} hits were counted among {} responses", sample.completed);
+        return Err(io::Error::other(text));
+    }
+    Ok(sample)
+}
+
+/// The sum of a counter's samples, over all labels, as `/metrics` tells it.
+fn counted(admin: SocketAddr, name: &str) -> io::Result<f64> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    Ok(values.sum())
+}
+
+/// Prints the table; tells whether every run is believable and, when judged, the hit within its budget.
+fn report(rows: &[Row], plan: Plan) -> bool {
+    let measure = rows[0].median().cost.as_secs_f64();
+    println!("\nmedian of {} x {} s; CPU of the server, user and system", plan.rounds, plan.seconds);
+    println!("{:16} {:>12} {:>10} {:>10}", "", "µs per query", "x echo", "queries/s");
+    let mut holds = measure > 0.0;
+    for row in rows {
+        let sample = row.median();
+        let micros = sample.cost.as_secs_f64() * 1e6;
+        let ratio = sample.cost.as_secs_f64() / measure;
+        println!("{:16} {micros:>12.2} {ratio:>10.2} {:>10.0}", row.name, sample.rate);
+        for doubt in row.samples.iter().filter_map(Sample::doubt) {
+            println!("{:16} not to be believed: {doubt}", "");
+            holds = false;
+        }
+        if row.name == "nodens hit" && ratio > HIT_BUDGET {
+            println!("{:16} over its budget of {HIT_BUDGET} x echo", "");
+            holds &= !plan.judge;
+        }
+    }
+    holds
+}

@@ -1,0 +1,102 @@
+//! How each server is configured: all of them forward everything to one knot and keep 64 MiB or so.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use super::server::{Cores, Place, Server, free_address};
+
+/// The upstream: knot, authoritative for `example.org` with a wildcard, TTL one hour.
+pub fn knot(place: &Place) -> io::Result<Server> {
+    let address = free_address()?;
+    let zone = "@ 3600 SOA ns host 1 3600 600 86400 60\n@ 3600 NS ns\n@ 3600 A 192.0.2.1\n\
+                ns 3600 A 192.0.2.53\n*.hit 3600 A 192.0.2.2\n*.miss 3600 A 192.0.2.3\n";
+    let zone = place.write("example.org.zone", zone)?;
+    let text = format!(
+        "server:\n  listen: 127.0.0.1@{port}\n  rundir: {dir}\n  udp-workers: 1\n  \
+         tcp-workers: 1\n  background-workers: 1\ndatabase:\n  storage: {dir}\n\
+         log:\n  - target: stderr\n    any: error\n\
+         zone:\n  - domain: example.org.\n    file: {zone}\n",
+        port = address.port(),
+        dir = place.path().display(),
+        zone = zone.display(),
+    );
+    let mut command = Command::new("knotd");
+    command.arg("-c").arg(place.write("knot.conf", &text)?);
+    Server::start("knot", &command, address, Cores::Others)
+}
+
+/// The measure: this program as the echo.
+pub fn echo() -> io::Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--echo").arg(address.port().to_string());
+    Server::start("echo", &command, address, Cores::First)
+}
+
+/// The daemon, and its admin address.
+pub fn nodens(place: &Place, upstream: SocketAddr) -> io::Result<(Server, SocketAddr)> {
+    let (address, admin) = (free_address()?, free_address()?);
+    let text = format!(
+        "listen = [\"{address}\"]\nupstreams = [\"{upstream}\"]\n\n\
+         [admin]\nlisten = [\"{admin}\"]\nsocket = \"\"\n\n[log]\nlevel = \"error\"\n"
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
+    command.args(["run", "--config"]).arg(place.write("nodens.toml", &text)?);
+    Ok((Server::start("nodens", &command, address, Cores::First)?, admin))
+}
+
+/// The peers that are installed, each started when its turn comes.
+pub fn peers() -> Vec<Peer> {
+    let all: [Peer; 3] = [("unbound", unbound), ("dnsmasq", dnsmasq), ("dnsdist", dnsdist)];
+    let is_installed = |(name, _): &Peer| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+    };
+    all.into_iter().filter(is_installed).collect()
+}
+
+/// A peer's name and how it is started in front of an upstream.
+pub type Peer = (&'static str, fn(&Place, SocketAddr) -> io::Result<Server>);
+
+/// Unbound: one thread, no validation.
+fn unbound(place: &Place, upstream: SocketAddr) -> io::Result<Server> {
+    let address = free_address()?;
+    let text = format!(
+        "server:\n  interface: 127.0.0.1@{}\n  chroot: \"\"\n  username: \"\"\n  pidfile: \"\"\n  \
+         directory: {:?}\n  use-syslog: no\n  do-daemonize: no\n  do-not-query-localhost: no\n  \
+         module-config: iterator\n  num-threads: 1\n  msg-cache-size: 32m\n  rrset-cache-size: 32m\n  \
+         so-rcvbuf: 4m\n  outgoing-range: 8192\n  num-queries-per-thread: 4096\n\
+         forward-zone:\n  name: .\n  forward-addr: 127.0.0.1@{}\nremote-control:\n  control-enable: no\n",
+        address.port(),
+        place.path(),
+        upstream.port(),
+    );
+    let mut command = Command::new("unbound");
+    command.args(["-d", "-c"]).arg(place.write("unbound.conf", &text)?);
+    Server::start("unbound", &command, address, Cores::First)
+}
+
+/// Dnsmasq with its largest cache.
+fn dnsmasq(_place: &Place, upstream: SocketAddr) -> io::Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new("dnsmasq");
+    command.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces"]);
+    command.args(["--conf-file=/dev/null", "--pid-file", "--user=", "--listen-address=127.0.0.1"]);
+    command.args(["--cache-size=10000", "--dns-forward-max=8192"]);
+    command.arg(format!("--port={}", address.port()));
+    command.arg(format!("--server=127.0.0.1#{}", upstream.port()));
+    Server::start("dnsmasq", &command, address, Cores::First)
+}
+
+/// Dnsdist with a packet cache.
+fn dnsdist(place: &Place, upstream: SocketAddr) -> io::Result<Server> {
+    let address = free_address()?;
+    let text = format!(
+        "setLocal(\"{address}\")\nnewServer({{address=\"{upstream}\", healthCheckMode=\"up\"}})\n\
+         getPool(\"\"):setCache(newPacketCache(100000, {{maxTTL=86400}}))\n"
+    );
+    let mut command = Command::new("dnsdist");
+    command.args(["--supervised", "--disable-syslog", "-C"]).arg(place.write("dnsdist.conf", &text)?);
+    Server::start("dnsdist", &command, address, Cores::First)
+}
