@@ -300,7 +300,7 @@ fn names_crate(code: &str, name: &str) -> bool {
             && path.starts_with('E')
             && path.chars().all(|char| char.is_ascii_uppercase())
     };
-    !imports(code, name).iter().all(|path| is_errno(&path))
+    !imports(code, name).iter().all(is_errno)
         || code.contains(&format!("use {name};"))
         || code.contains(&format!("use {name} "))
 }

@@ -50,7 +50,8 @@ pub fn run(server: &Server, file: &Path, passes: Passes, seconds: u64) -> io::Re
     let before = server.cpu()?;
     let text = dnsperf(server.address, file, passes, seconds)?;
     let used = server.cpu()? - before;
-    let number = |label| field(&text, label).ok_or_else(|| io::Error::other(format!("dnsperf: {text}")));
+    let number =
+        |label| field(&text, label).ok_or_else(|| io::Error::other(format!("dnsperf: {text}")));
     let completed = number("Queries completed:")?;
     Ok(Sample {
         sent: number("Queries sent:")? as u64,

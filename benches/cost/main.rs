@@ -162,7 +162,10 @@ fn counted(admin: SocketAddr, name: &str) -> io::Result<f64> {
 /// Prints the table; tells whether every run is believable and, when judged, the hit within its budget.
 fn report(rows: &[Row], plan: Plan) -> bool {
     let measure = rows[0].median().cost.as_secs_f64();
-    println!("\nmedian of {} x {} s; CPU of the server, user and system", plan.rounds, plan.seconds);
+    println!(
+        "\nmedian of {} x {} s; CPU of the server, user and system",
+        plan.rounds, plan.seconds
+    );
     println!("{:16} {:>12} {:>10} {:>10}", "", "µs per query", "x echo", "queries/s");
     let mut holds = measure > 0.0;
     for row in rows {

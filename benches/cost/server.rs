@@ -19,7 +19,6 @@ pub enum Cores {
 /// A running server; killed when dropped.
 #[derive(Debug)]
 pub struct Server {
-    pub name: &'static str,
     pub address: SocketAddr,
     child: Child,
 }
@@ -42,7 +41,7 @@ impl Server {
         let mut command = bound(command, cores);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn()?;
-        let mut server = Self { name, address, child };
+        let mut server = Self { address, child };
         for _ in 0..200 {
             if let Some(status) = server.child.try_wait()? {
                 return Err(io::Error::other(format!("{name} ended at once: {status}")));
@@ -122,7 +121,8 @@ pub struct Place(PathBuf);
 impl Place {
     /// A fresh folder below the build's own for such files.
     pub fn new() -> io::Result<Self> {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{}", std::process::id()));
+        let path =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }

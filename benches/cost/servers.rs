@@ -97,6 +97,8 @@ fn dnsdist(place: &Place, upstream: SocketAddr) -> io::Result<Server> {
          getPool(\"\"):setCache(newPacketCache(100000, {{maxTTL=86400}}))\n"
     );
     let mut command = Command::new("dnsdist");
-    command.args(["--supervised", "--disable-syslog", "-C"]).arg(place.write("dnsdist.conf", &text)?);
+    command
+        .args(["--supervised", "--disable-syslog", "-C"])
+        .arg(place.write("dnsdist.conf", &text)?);
     Server::start("dnsdist", &command, address, Cores::First)
 }
