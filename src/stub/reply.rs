@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hickory_proto::op;
-use hickory_proto::rr::Record;
+use hickory_proto::rr::{RData, Record};
 use thiserror::Error;
 
 use crate::dns::Rcode;
@@ -36,7 +36,7 @@ impl Reply {
     pub fn from_wire(message: &[u8]) -> Result<Self, MalformedReply> {
         let parsed =
             op::Message::from_vec(message).map_err(|error| MalformedReply(error.to_string()))?;
-        let lines = |records: &[Record]| records.iter().map(ToString::to_string).collect();
+        let lines = |records: &[Record]| records.iter().map(line_of).collect();
         Ok(Self {
             rcode: Rcode(u16::from(parsed.metadata.response_code)),
             flags: wire::u16_at(message, 2).unwrap_or_default(),
@@ -61,6 +61,36 @@ impl Reply {
         ];
         names.into_iter().filter(|(bit, _)| self.flags & bit != 0).map(|(_, name)| name).collect()
     }
+}
+
+/// A record on a line: what strangers wrote into it cannot move the reader's cursor.
+fn line_of(record: &Record) -> String {
+    let RData::TXT(txt) = &record.data else { return printable(&record.to_string()) };
+    // hickory writes the strings without marks between them.
+    let strings = txt.txt_data.iter().map(|string| format!(" \"{}\"", escape(string)));
+    let head = format!("{} {} {} TXT", record.name, record.ttl, record.dns_class);
+    printable(&head) + &strings.collect::<String>()
+}
+
+/// The bytes of a character string in presentation form.
+///
+/// Source: RFC 1035 §5.1
+fn escape(string: &[u8]) -> String {
+    let write = |byte: &u8| match byte {
+        b'"' | b'\\' => format!("\\{}", char::from(*byte)),
+        0x20..=0x7e => char::from(*byte).to_string(),
+        other => format!("\\{other:03}"),
+    };
+    string.iter().map(write).collect()
+}
+
+/// The text with its control characters as `\u{1b}`.
+fn printable(text: &str) -> String {
+    let write = |char: char| match char.is_control() {
+        true => char.escape_unicode().to_string(),
+        false => char.to_string(),
+    };
+    text.chars().map(write).collect()
 }
 
 /// The extended errors in the options of the OPT record.
@@ -100,7 +130,7 @@ impl fmt::Display for Reply {
         for ede in &self.edes {
             write!(f, "extended error {} ({})", ede.code.0, ede.code)?;
             if !ede.text.is_empty() {
-                write!(f, ": {}", ede.text)?;
+                write!(f, ": {}", printable(&ede.text))?;
             }
             writeln!(f)?;
         }
@@ -151,6 +181,22 @@ mod tests {
         edns::write_opt(&mut wire, at, 1, false, &[]);
         wire.truncate(at + edns::OPT_LEN);
         assert_eq!(Reply::from_wire(&wire).expect("well-formed").rcode, Rcode::BADVERS);
+    }
+
+    #[test]
+    fn texts_are_quoted_and_cannot_move_the_cursor() {
+        let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::TXT);
+        let mut wire = query.to_wire(7, query.qname.as_wire(), false);
+        wire::put_u16(&mut wire, 2, flag::QR);
+        wire::put_u16(&mut wire, 6, 1);
+        wire.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 5, 0, 12]);
+        wire.extend(b"\x03a b\x07\"\\\x1b[2J\xc3");
+        let reply = Reply::from_wire(&wire).expect("well-formed");
+        assert_eq!(
+            reply.sections[0],
+            [r#"example.org. 5 IN TXT "a b" "\"\\\027[2J\195""#.to_owned()]
+        );
+        assert_eq!(printable("a\u{1b}b"), "a\\u{1b}b");
     }
 
     #[test]
