@@ -21,6 +21,9 @@ use crate::dns::ede::Ede;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 
+/// How long a query that found no port may take by TCP.
+const OVERFLOW_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How an attempt ends.
 #[derive(Debug)]
 pub enum Outcome {
@@ -60,6 +63,8 @@ enum Step {
     WithoutEdns,
     /// Fetch the whole by TCP.
     ByTcp,
+    /// No port of the class is free.
+    NoPort,
 }
 
 impl<'a> Attempt<'a> {
@@ -79,9 +84,10 @@ impl<'a> Attempt<'a> {
             return self.by_stream().await;
         }
         let class = PortClass::of_qtype(self.query.qtype);
-        let Some(_in_flight) = self.peer.enter(class) else { return self.by_stream().await };
+        let Some(_in_flight) = self.peer.enter(class) else { return self.overflow().await };
         match self.by_udp(class, self.style).await {
             Step::Done(outcome) => outcome,
+            Step::NoPort => self.overflow().await,
             Step::ByTcp => {
                 self.peer.metrics.tcp_fallbacks.inc();
                 self.by_stream().await
@@ -96,6 +102,7 @@ impl<'a> Attempt<'a> {
         let outcome = match self.by_udp(class, style).await {
             Step::Done(outcome) => outcome,
             Step::ByTcp | Step::WithoutEdns => self.by_stream().await,
+            Step::NoPort => self.overflow().await,
         };
         if !matches!(outcome, Outcome::Failed { rcode: Rcode::FORMERR | Rcode::NOTIMP, .. }) {
             self.peer.on_edns_refused(clock::now());
@@ -107,7 +114,7 @@ impl<'a> Attempt<'a> {
     async fn by_udp(&self, class: PortClass, style: Style) -> Step {
         let kept = match self.socket(class) {
             Ok(kept) => kept,
-            Err(NoSocket::Exhausted) => return Step::ByTcp,
+            Err(NoSocket::Exhausted) => return Step::NoPort,
             Err(NoSocket::Shortage) => return Step::Done(Outcome::Overloaded),
             Err(NoSocket::Refused(error)) => return Step::Done(self.unreachable(&error)),
         };
@@ -144,9 +151,11 @@ impl<'a> Attempt<'a> {
         let rest = match self.terms.ports {
             PortPolicy::PerQuery => REST,
             PortPolicy::Pooled => {
-                if let Some(kept) = self.peer.pool.take(class, self.started) {
+                if let Some(kept) = self.peer.pool.take(class, clock::now()) {
+                    self.peer.metrics.reused.inc();
                     return Ok(kept);
                 }
+                self.peer.metrics.opened.inc();
                 POOLED_REST
             }
         };
@@ -178,6 +187,14 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Asks by TCP what no port is free for, if that can be done soon.
+    async fn overflow(&self) -> Outcome {
+        match tokio::time::timeout(OVERFLOW_PATIENCE, self.by_stream()).await {
+            Ok(Outcome::Unreachable(_)) | Err(_) => Outcome::Overloaded,
+            Ok(outcome) => outcome,
+        }
+    }
+
     /// Asks over a kept connection: TCP, TLS or HTTPS.
     async fn by_stream(&self) -> Outcome {
         let mut style = self.stream_style(self.peer.has_edns(self.started));
@@ -198,7 +215,7 @@ impl<'a> Attempt<'a> {
             match self.settle(asked.judge_stream(&message), style) {
                 Step::Done(outcome) => return outcome,
                 Step::WithoutEdns => style = self.stream_style(false),
-                Step::ByTcp => {
+                Step::ByTcp | Step::NoPort => {
                     self.peer.metrics.mismatched.inc();
                     let reason = "the connection carried another query's response";
                     self.peer.connections.discard().await;

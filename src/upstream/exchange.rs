@@ -26,6 +26,9 @@ const STEADY: Duration = Duration::from_secs(1);
 /// The longest wait between two retransmissions.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
+/// The shortest wait, whatever the configuration says.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+
 /// Attempts of one exchange that are listened to at one time.
 const MAX_ATTEMPTS: usize = 24;
 
@@ -130,7 +133,8 @@ impl<'a> Exchange<'a> {
         let candidate = &mut self.candidates[index];
         candidate.asked += 1;
         let attempt = Attempt::new(Arc::clone(candidate.peer), self.query, self.group.terms);
-        self.wait = candidate.peer.patience(self.group.retransmit.0, self.group.retransmit.1);
+        let (floor, ceiling) = self.group.retransmit;
+        self.wait = candidate.peer.patience(floor.max(MIN_WAIT), ceiling);
         self.again_at = attempt.started + self.wait;
         self.running.push(Running {
             candidate: index,
@@ -224,7 +228,7 @@ impl<'a> Exchange<'a> {
         };
         let wait = self.wait;
         if !self.group.budget().take(now) {
-            self.again_at = now + wait.max(self.group.retransmit.0);
+            self.again_at = now + wait;
             return;
         }
         self.candidates[next].peer.metrics.retries.inc();

@@ -162,7 +162,8 @@ impl Upstreams {
             let is_udp = upstream.transport == Transport::Udp;
             let towards = is_udp.then(|| self.ports.towards(upstream.address));
             let metrics = self.metrics.upstream(&upstream.to_string());
-            let peer = Peer::new(upstream.clone(), towards, Connections::new(dial), metrics);
+            let connections = Connections::new(dial, metrics.clone());
+            let peer = Peer::new(upstream.clone(), towards, connections, metrics);
             Known { peer: Arc::new(peer), named: clock::now() }
         });
         Arc::clone(&known.peer)

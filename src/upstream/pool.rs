@@ -1,7 +1,8 @@
 //! Kept sockets of the `pooled` policy: connected, one exchange at a time, rotated.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use super::ports::PortClass;
@@ -14,7 +15,7 @@ const MAX_USES: u32 = 128;
 /// so that no exchange falls on an entry that has just expired.
 const MAX_AGE: Duration = Duration::from_secs(20);
 
-/// Idle sockets kept per class; beyond that they are closed after use.
+/// Idle sockets kept per class and thread; beyond that they are closed after use.
 const MAX_IDLE: usize = 128;
 
 /// A socket with what its rotation depends on.
@@ -39,12 +40,29 @@ impl Kept {
 
 /// The idle sockets towards one upstream.
 #[derive(Debug, Default)]
-pub struct Pool([Mutex<VecDeque<Kept>>; 3]);
+pub struct Pool([Mutex<Shelves>; 3]);
+
+/// One class: a shelf per thread, since a socket is watched by the runtime that it began on.
+#[derive(Debug, Default)]
+struct Shelves(Vec<(ThreadId, VecDeque<Kept>)>);
+
+impl Shelves {
+    /// The shelf of the current thread.
+    fn own(&mut self) -> &mut VecDeque<Kept> {
+        let thread = std::thread::current().id();
+        let place = self.0.iter().position(|(owner, _)| *owner == thread).unwrap_or_else(|| {
+            self.0.push((thread, VecDeque::new()));
+            self.0.len() - 1
+        });
+        &mut self.0[place].1
+    }
+}
 
 impl Pool {
-    /// Takes the idle socket of `class` that waited longest; worn ones are closed on the way.
+    /// Takes this thread's idle socket of `class` that waited longest; worn ones are closed on the way.
     pub fn take(&self, class: PortClass, now: Instant) -> Option<Kept> {
-        let mut idle = self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shelves = self.shelves(class);
+        let idle = shelves.own();
         while let Some(mut kept) = idle.pop_front() {
             if !kept.is_worn(now) {
                 kept.uses += 1;
@@ -54,19 +72,27 @@ impl Pool {
         None
     }
 
-    /// Gives a socket back after an exchange that had its response.
+    /// Gives a socket back after an exchange that had its response, on the thread that took it.
     pub fn put(&self, class: PortClass, kept: Kept, now: Instant) {
-        let mut idle = self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shelves = self.shelves(class);
+        let idle = shelves.own();
         if !kept.is_worn(now) && idle.len() < MAX_IDLE {
             idle.push_back(kept);
         }
     }
 
-    /// Closes the idle sockets that are too old.
+    /// Closes the idle sockets that are too old, and forgets threads that have none.
     pub fn sweep(&self, now: Instant) {
-        for idle in &self.0 {
-            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.retain(|kept| !kept.is_worn(now));
+        for class in PortClass::ALL {
+            self.shelves(class).0.retain_mut(|(_, idle)| {
+                idle.retain(|kept| !kept.is_worn(now));
+                !idle.is_empty()
+            });
         }
+    }
+
+    /// Locks one class.
+    fn shelves(&self, class: PortClass) -> MutexGuard<'_, Shelves> {
+        self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,17 +26,23 @@ fn udp(scripted: &Scripted) -> Upstream {
     Upstream { address: scripted.address, transport: Transport::Udp }
 }
 
+/// A zone so patient that a busy machine's delays are not taken for loss.
 fn forward() -> Forward {
     Forward {
         zone: Name::root(),
         upstreams: UpstreamSource::Fixed(Vec::new()),
         ports: PortPolicy::PerQuery,
         timeout: 1500 * MS,
-        retransmit_min: 20 * MS,
+        retransmit_min: 400 * MS,
         retransmit_max: 400 * MS,
         trust_ad: false,
         tls_ca: None,
     }
+}
+
+/// A zone with the defaults, where speed is what a test is about.
+fn eager() -> Forward {
+    Forward { retransmit_min: 20 * MS, ..forward() }
 }
 
 fn group(list: &[&Scripted]) -> Arc<Group> {
@@ -95,7 +101,7 @@ async fn a_truncated_response_is_fetched_again_by_tcp() {
 #[tokio::test]
 async fn a_silent_upstream_is_overtaken_by_another_one_on_another_port() {
     let (dead, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
-    let group = group(&[&dead, &alive]);
+    let group = upstreams().0.group(&eager(), &[udp(&dead), udp(&alive)]);
     let began = Instant::now();
     for n in 0..20 {
         let query = query(&format!("n{n}.example.org"), Qtype::A);
@@ -109,7 +115,7 @@ async fn a_silent_upstream_is_overtaken_by_another_one_on_another_port() {
 async fn a_lost_query_is_sent_again_from_another_port() {
     let one =
         Scripted::start(|seen| if seen.index < 3 { Vec::new() } else { well_behaved(seen) }).await;
-    let group = group(&[&one]);
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
     group.exchange(&query("example.org", Qtype::AAAA)).await.expect("an answer");
     let ports: std::collections::HashSet<_> =
         one.seen().iter().map(|seen| seen.from.port()).collect();
@@ -163,7 +169,8 @@ async fn a_closed_port_is_noticed_at_once() {
 async fn silence_ends_with_the_timeout_of_the_zone() {
     let one = Scripted::start(silent).await;
     let began = Instant::now();
-    let error = group(&[&one]).exchange(&query("example.org", Qtype::A)).await;
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
     assert!(matches!(error, Err(ExchangeError::Timeout { .. })), "{error:?}");
     let waited = began.elapsed();
     assert!(waited >= 1500 * MS && waited < 1700 * MS, "{waited:?}");
@@ -328,8 +335,7 @@ async fn a_class_without_a_free_port_goes_by_tcp_and_is_counted() {
     let first = 3 * (7_000 + one.address.port() / 30);
     let range = PortRange { first, last: first + 2, reserved: Vec::new() };
     let upstreams = Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics)));
-    let zone = Forward { retransmit_min: 400 * MS, ..forward() };
-    let group = upstreams.group(&zone, &[udp(&one)]);
+    let group = upstreams.group(&forward(), &[udp(&one)]);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..5 {
         let group = Arc::clone(&group);
@@ -403,4 +409,91 @@ async fn an_upstream_keeps_what_is_known_of_it_over_a_reload() {
     let status = new.status();
     assert!(status.upstreams[0].rtt.is_some());
     assert_eq!((status.upstreams[0].queries, status.upstreams[0].responses), (1, 1));
+}
+
+/// Asks for two names, one after the other.
+async fn ask_twice(group: &Group, n: u32) {
+    for m in 0..2 {
+        let query = query(&format!("m{m}.n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn kept_sockets_stay_on_the_thread_that_made_them() {
+    let one = Scripted::start(well_behaved).await;
+    let zone = Forward { ports: PortPolicy::Pooled, ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    for n in 0..3 {
+        let group = Arc::clone(&group);
+        // Each thread has a runtime of its own, which is gone when the next one asks.
+        let asking = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(ask_twice(&group, n));
+        });
+        while !asking.is_finished() {
+            tokio::time::sleep(MS).await;
+        }
+        asking.join().expect("no panic");
+    }
+    let ports: std::collections::HashSet<_> =
+        one.seen().iter().map(|seen| seen.from.port()).collect();
+    assert_eq!((one.count(), ports.len()), (6, 3));
+}
+
+#[tokio::test]
+async fn queries_are_answered_soon_although_half_of_them_are_lost() {
+    // 30 % each way: 51 % of the queries stay without a response.
+    let one =
+        Scripted::start(
+            |seen| {
+                if rand::random_bool(0.51) { Vec::new() } else { well_behaved(seen) }
+            },
+        )
+        .await;
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..500 {
+        let group = Arc::clone(&group);
+        tokio::time::sleep(MS).await;
+        tasks.spawn(async move {
+            let began = Instant::now();
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+            began.elapsed()
+        });
+    }
+    let mut waits: Vec<_> = tasks.join_all().await;
+    waits.sort_unstable();
+    assert!(waits[449] <= 150 * MS, "p90 {:?}", waits[449]);
+    assert!(waits[499] <= Duration::from_secs(1), "longest {:?}", waits[499]);
+    assert!(one.count() <= 3 * 500 + 20, "{} sends for 500 exchanges", one.count());
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_is_felt_by_nobody_after_the_first_second() {
+    let (hung, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let group = upstreams.group(&eager(), &[udp(&hung), udp(&alive)]);
+    let began = Instant::now();
+    let mut slow = Vec::new();
+    for n in 0.. {
+        let asked = Instant::now();
+        if asked - began > Duration::from_secs(3) {
+            break;
+        }
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+        if asked.elapsed() > 20 * MS {
+            slow.push((asked - began, asked.elapsed()));
+        }
+        tokio::time::sleep(2 * MS).await;
+    }
+    assert!(slow.iter().all(|(at, _)| *at < Duration::from_secs(1)), "{slow:?}");
+    assert!(slow.len() < 5, "{slow:?}");
+    hung.behave(well_behaved);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let standing = group.status().upstreams.iter().map(|upstream| upstream.standing).max();
+    assert_eq!(standing, Some(crate::upstream::health::Standing::Well));
 }

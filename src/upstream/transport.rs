@@ -29,6 +29,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use super::ports::Ports;
 use crate::clock;
 use crate::config::Transport;
+use crate::metrics::UpstreamMetrics;
 
 /// How long a TCP handshake may take: a lost SYN is sent again after one second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -218,6 +219,7 @@ impl Dial {
 /// The kept connections to one upstream, made when needed.
 pub struct Connections {
     dial: Dial,
+    metrics: UpstreamMetrics,
     /// Locked while one is being made, so that those who need it wait for the same.
     slots: [tokio::sync::Mutex<Slot>; MAX_CONNECTIONS],
 }
@@ -238,8 +240,8 @@ impl std::fmt::Debug for Connections {
 
 impl Connections {
     /// No connection yet.
-    pub fn new(dial: Dial) -> Self {
-        Self { dial, slots: Default::default() }
+    pub fn new(dial: Dial, metrics: UpstreamMetrics) -> Self {
+        Self { dial, metrics, slots: Default::default() }
     }
 
     /// Sends a query over a kept connection and gives back the response message.
@@ -308,6 +310,7 @@ impl Connections {
         let began = clock::now();
         let mut slot = slot.lock().await;
         if let Some(live) = slot.live.as_ref().filter(|live| !live.is_idle(clock::now())) {
+            self.metrics.reused.inc();
             return Ok(Arc::clone(live));
         }
         slot.live = None;
@@ -317,6 +320,7 @@ impl Connections {
             // Another query's attempt failed while this one waited for it.
             return Err(broken.clone());
         }
+        self.metrics.opened.inc();
         let exchange = match self.dial.connect().await {
             Ok(exchange) => exchange,
             Err(error) => {
