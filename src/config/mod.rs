@@ -1,7 +1,7 @@
 //! The configuration as used, and how it comes about: [`spec`] is the configuration as written.
 //!
 //! Everything in [`Config`] is already valid: nothing is checked again later. [`load`] lays the layers
-//! on one another, [`build`] turns what is written into what is used, [`keys`] lists every key.
+//! on one another, `build` turns what is written into what is used, [`keys`] lists every key.
 
 pub mod bounds;
 mod build;

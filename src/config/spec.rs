@@ -1,7 +1,7 @@
 //! The configuration as written: values by key, each with the place where it stands.
 //!
 //! A layer is read from the file, the environment or the flags; a later layer replaces single keys
-//! of an earlier one. Names are checked against [`super::keys`] here, values in [`super::build`].
+//! of an earlier one. Names are checked against [`super::keys`] here, values in `build`.
 //! The reading is ours rather than serde's, so that one look names every error with its line.
 
 use std::collections::BTreeMap;
