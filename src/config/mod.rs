@@ -1,6 +1,6 @@
 //! The configuration as used, and how it comes about: [`spec`] is the configuration as written.
 //!
-//! Everything in [`Config`] is already valid: nothing is checked again later. [`load`] lays the layers
+//! Everything in [`Config`] is already valid: nothing is checked again later. [`load()`] lays the layers
 //! on one another, `build` turns what is written into what is used, [`keys`] lists every key.
 
 pub mod bounds;
