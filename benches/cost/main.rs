@@ -28,6 +28,7 @@ struct Plan {
     judge: bool,
 }
 
+/// Reads the arguments, measures, and says by its exit code whether all of it holds.
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [flag, port] = arguments.as_slice()
