@@ -15,6 +15,9 @@ const ECHOES: u32 = 8;
 /// Responses in a wrong case, with no right one between, after which case is no longer mixed.
 const WRONG_CASES: u32 = 3;
 
+/// Refusals of EDNS in a row that outweigh earlier EDNS responses.
+const EDNS_REFUSALS: u32 = 3;
+
 /// One upstream's manners.
 #[derive(Clone, Debug, Default)]
 pub struct Manners {
@@ -23,6 +26,8 @@ pub struct Manners {
     /// EDNS queries that nothing answered, while nothing ever answered one.
     edns_unanswered: u32,
     edns_answered: bool,
+    /// Refusals of EDNS since an EDNS query was last answered.
+    edns_refused: u32,
     /// Responses in a row that echoed the case.
     echoes: u32,
     wrong_cases: u32,
@@ -66,15 +71,23 @@ impl Manners {
     pub fn on_reply(&mut self, style: Style, now: Instant) {
         if style.edns {
             self.edns_answered = true;
+            self.edns_refused = 0;
         } else if self.edns_unanswered >= 3 {
-            self.on_edns_refused(now);
+            self.plain_until = Some(now + REMEMBERED);
         }
         self.edns_unanswered = 0;
     }
 
-    /// Learns that the upstream does not know EDNS.
+    /// Learns that a query was refused with EDNS and answered without.
+    ///
+    /// Remembered at once of an upstream that never answered EDNS; else a few times in a row are
+    /// needed, since one query may be odd, or the refusal a guess.
     pub fn on_edns_refused(&mut self, now: Instant) {
-        self.plain_until = Some(now + REMEMBERED);
+        self.edns_refused = self.edns_refused.saturating_add(1);
+        if !self.edns_answered || self.edns_refused >= EDNS_REFUSALS {
+            self.plain_until = Some(now + REMEMBERED);
+            (self.edns_answered, self.edns_refused) = (false, 0);
+        }
     }
 
     /// Learns from silence.
@@ -137,6 +150,19 @@ mod tests {
         manners.on_edns_refused(now);
         assert!(!manners.has_edns(now));
         assert!(manners.has_edns(now + REMEMBERED));
+    }
+
+    #[test]
+    fn one_refusal_does_not_outweigh_earlier_edns_responses() {
+        let (mut manners, now) = (Manners::default(), start());
+        for _ in 0..10 {
+            manners.on_answer(manners.style(false, now), true, now);
+            manners.on_edns_refused(now);
+            assert!(manners.has_edns(now));
+        }
+        manners.on_edns_refused(now);
+        manners.on_edns_refused(now);
+        assert!(!manners.has_edns(now), "the third in a row");
     }
 
     #[test]

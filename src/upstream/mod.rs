@@ -1,10 +1,10 @@
 //! Faces recursive resolvers: which one to ask, from which port, over what, and whether to believe it.
 //!
-//! One story, told by [`exchange`]: [`select`] orders the upstreams of a zone by [`health`], an
-//! [`attempt`] asks one of them: [`ports`] gives the query a tuple that no other query holds ([`pool`]
-//! keeps some), [`udp`] or [`transport`] carries it, [`verify`] compares what came back with what was
-//! asked. [`peer`] is what is known of one upstream, [`manners`] how it wants to be asked. In the
-//! background [`maintain`] probes those that are not well, and by [`probe`] those that may loop.
+//! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
+//! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`pool`
+//! keeps some), `udp` or `transport` carries it, [`verify`] compares what came back with what was
+//! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
+//! background `maintain` probes those that are not well, and by [`probe`] those that may loop.
 //! It refuses to cache and to coalesce; that is `cache` and `resolve`.
 
 mod attempt;

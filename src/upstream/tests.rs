@@ -497,3 +497,123 @@ async fn an_upstream_that_hangs_is_felt_by_nobody_after_the_first_second() {
     let standing = group.status().upstreams.iter().map(|upstream| upstream.standing).max();
     assert_eq!(standing, Some(crate::upstream::health::Standing::Well));
 }
+
+#[tokio::test]
+async fn a_truncated_response_whose_tcp_fails_is_taken_to_another_upstream() {
+    let cut = Scripted::start(|seen| {
+        if seen.by_tcp { vec![Act::Close] } else { send(message::truncated)(seen) }
+    })
+    .await;
+    let good = Scripted::start(well_behaved).await;
+    for _ in 0..8 {
+        let both = group(&[&cut, &good]);
+        let received = both.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+        assert_eq!(received.upstream.as_ref(), good.address.to_string());
+    }
+    let alone = group(&[&cut]);
+    let error = alone.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    assert!(!alone.is_down(), "that TCP fails says nothing about UDP");
+}
+
+#[tokio::test]
+async fn half_a_response_by_tcp_is_no_response_and_a_dripping_one_is() {
+    let one = Scripted::start(|seen| {
+        let message = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
+        let length = u16::try_from(message.len()).expect("short").to_be_bytes();
+        let framed = [&length, &message[..]].concat();
+        if seen.index < 2 {
+            return vec![Act::Raw(framed[..20].to_vec()), Act::Close];
+        }
+        framed.chunks(7).flat_map(|part| [Act::Raw(part.to_vec()), Act::Wait(5 * MS)]).collect()
+    })
+    .await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    for _ in 0..2 {
+        let error = group.exchange(&query("example.org", Qtype::A)).await;
+        assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    }
+    group.exchange(&query("example.org", Qtype::A)).await.expect("the whole, in the end");
+}
+
+#[tokio::test]
+async fn a_connection_that_fell_silent_is_replaced() {
+    let one = Scripted::start(|seen| match seen.index {
+        1 => Vec::new(),
+        _ => well_behaved(seen),
+    })
+    .await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let zone = Forward { timeout: Duration::from_secs(4), ..forward() };
+    let group = upstreams().0.group(&zone, &[upstream]);
+    group.exchange(&query("n0.example.org", Qtype::A)).await.expect("an answer");
+    let began = Instant::now();
+    group.exchange(&query("n1.example.org", Qtype::A)).await.expect("by a second connection");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
+    assert_eq!((one.count(), from.len()), (3, 2));
+}
+
+#[tokio::test]
+async fn responses_in_another_case_are_ignored_once_the_case_was_always_echoed() {
+    let one = Scripted::start(well_behaved).await;
+    let (upstreams, metrics) = upstreams();
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    for n in 0..10 {
+        let query = query(&format!("n{n}.long-enough-a-name.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+    assert!(group.status().upstreams[0].has_case);
+    one.behave(|seen| {
+        // A forger knows the name but not its case.
+        let mut forged = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
+        forged[12..40].make_ascii_lowercase();
+        vec![Act::Send(forged), Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 1], 60))]
+    });
+    let name = query("a-rather-long-name.example.org", Qtype::A);
+    let received = group.exchange(&name).await.expect("an answer");
+    assert!(received.encoded.as_wire().ends_with(&[192, 0, 2, 1]));
+    let mixed: std::collections::HashSet<_> =
+        one.seen().iter().map(|seen| seen.wire[15..30].to_vec()).collect();
+    assert!(mixed.len() > 8, "each query has a case of its own");
+    assert_eq!(metrics.upstream(&one.address.to_string()).mismatched.get(), 1);
+}
+
+#[tokio::test]
+async fn ids_and_ports_of_queries_are_spread() {
+    let one = Scripted::start(well_behaved).await;
+    let group = group(&[&one]);
+    for n in 0..200 {
+        let query = query(&format!("n{n}.example.org"), Qtype::SRV);
+        group.exchange(&query).await.expect("an answer");
+    }
+    let seen = one.seen();
+    let ids: std::collections::HashSet<_> = seen.iter().map(Seen::id).collect();
+    let ports: std::collections::HashSet<_> = seen.iter().map(|seen| seen.from.port()).collect();
+    assert!(ids.len() >= 195, "200 of 65,536: {}", ids.len());
+    assert_eq!(ports.len(), 200, "none twice within its rest");
+    assert!(ports.iter().all(|port| PortClass::of_port(*port) == PortClass::Other));
+}
+
+#[tokio::test]
+async fn an_upstream_by_ipv6_is_asked_from_ipv6() {
+    let one = Scripted::start_at("[::1]:0".parse().expect("an address"), well_behaved).await;
+    group(&[&one]).exchange(&query("example.org", Qtype::AAAA)).await.expect("an answer");
+    assert!(one.seen()[0].from.is_ipv6());
+}
+
+#[tokio::test]
+async fn an_extended_error_of_a_failure_is_kept() {
+    let one = Scripted::start(send(|wire| {
+        let mut failure = message::empty(wire, Rcode::SERVFAIL);
+        let length = failure.len();
+        failure[length - 1] = 6; // OPT's data: code 15, length 2, info code 6
+        failure.extend([0, 15, 0, 2, 0, 6]);
+        failure
+    }))
+    .await;
+    let error = group(&[&one]).exchange(&query("example.org", Qtype::A)).await;
+    let Err(ExchangeError::Failed { ede: Some(ede), .. }) = error else { panic!("{error:?}") };
+    assert_eq!(ede.code.0, 6);
+}
