@@ -18,7 +18,8 @@ const MS: Duration = Duration::from_millis(1);
 /// Shared state with counters of its own.
 fn upstreams() -> (Arc<Upstreams>, Arc<Metrics>) {
     let metrics = Metrics::new();
-    let range = PortRange { first: 20_000, last: 60_999, reserved: vec![20_001] };
+    // Below it, tests with a range of their own find their ports free.
+    let range = PortRange { first: 30_000, last: 60_999, reserved: vec![30_001] };
     (Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics))), metrics)
 }
 
@@ -280,6 +281,48 @@ async fn a_connection_that_closed_costs_a_reconnect_and_no_query() {
 }
 
 #[tokio::test]
+async fn a_restarted_upstream_closes_its_connections_and_no_query_is_lost() {
+    let one = Scripted::start(|seen| match seen.index {
+        0..20 => vec![Act::Wait(20 * MS), Act::Close],
+        _ => well_behaved(seen),
+    })
+    .await;
+    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let group = Arc::clone(&group);
+        tasks.spawn(async move {
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic");
+    }
+    assert_eq!(one.count(), 40);
+}
+
+#[tokio::test]
+async fn a_query_that_finds_neither_port_nor_connection_fails_at_once() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("bound");
+    let first = 15_000 + 3 * (address.port() % 1_000);
+    let range = PortRange { first, last: first + 2, reserved: Vec::new() };
+    let upstreams = Arc::new(Upstreams::new(range, 0, Metrics::new()));
+    let upstream = Upstream { address, transport: Transport::Udp };
+    let group = upstreams.group(&forward(), &[upstream]);
+    let holder = Arc::clone(&group);
+    let holding = tokio::spawn(async move { holder.exchange(&query("a.example", Qtype::A)).await });
+    tokio::time::sleep(50 * MS).await;
+    let began = Instant::now();
+    let error = group.exchange(&query("b.example", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Overloaded { .. })), "{error:?}");
+    assert!(began.elapsed() < 200 * MS, "{:?}", began.elapsed());
+    holding.abort();
+}
+
+#[tokio::test]
 async fn a_tcp_peer_that_answers_another_question_is_not_believed() {
     let one = Scripted::start(|seen| {
         let mut wrong = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
@@ -332,7 +375,7 @@ async fn a_class_without_a_free_port_goes_by_tcp_and_is_counted() {
     let one =
         Scripted::start(|seen| [vec![Act::Wait(100 * MS)], well_behaved(seen)].concat()).await;
     let metrics = Metrics::new();
-    let first = 3 * (7_000 + one.address.port() / 30);
+    let first = 10_002 + 3 * (one.address.port() % 1_000);
     let range = PortRange { first, last: first + 2, reserved: Vec::new() };
     let upstreams = Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics)));
     let group = upstreams.group(&forward(), &[udp(&one)]);
@@ -522,7 +565,7 @@ async fn half_a_response_by_tcp_is_no_response_and_a_dripping_one_is() {
         let message = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
         let length = u16::try_from(message.len()).expect("short").to_be_bytes();
         let framed = [&length, &message[..]].concat();
-        if seen.index < 2 {
+        if seen.index < 4 {
             return vec![Act::Raw(framed[..20].to_vec()), Act::Close];
         }
         framed.chunks(7).flat_map(|part| [Act::Raw(part.to_vec()), Act::Wait(5 * MS)]).collect()

@@ -2,7 +2,7 @@
 //!
 //! Each connection carries many queries at once (RFC 7766 §6.2.1.1); ids are drawn at random per
 //! connection by hickory's multiplexer. It matches responses by id alone, so whoever asks compares
-//! the question. A connection that died while idle costs one reconnect, never the query.
+//! the question. A connection that died costs one reconnect, not the queries on it.
 //!
 //! hickory's own DoT entry point sends no SNI, hence the few lines that put its parts together.
 
@@ -123,8 +123,6 @@ struct Live {
     in_flight: AtomicUsize,
     /// When the last response came, or the connection was made.
     heard: Mutex<Instant>,
-    /// Responses so far; a connection that gave some may have been closed since.
-    responses: AtomicUsize,
 }
 
 impl Live {
@@ -137,7 +135,6 @@ impl Live {
     async fn ask(&self, request: DnsRequest) -> Result<Vec<u8>, NetError> {
         let response = self.exchange.send(request).first_answer().await?;
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = clock::now();
-        self.responses.fetch_add(1, Ordering::Relaxed);
         Ok(response.into_buffer())
     }
 
@@ -258,16 +255,13 @@ impl Connections {
         let mut reason = Broken::Full;
         for _ in 0..2 {
             let seat = self.seat().await?;
-            let was_used = seat.0.responses.load(Ordering::Relaxed) > 0;
             match self.patiently(&seat.0, request.clone()).await {
                 Ok(message) => return Ok(message),
                 Err(NetError::Timeout) => reason = Broken::Silent,
                 Err(error) => reason = unreachable(&error),
             }
+            // A restarted upstream closes connections with queries on them: one more try.
             self.remove(&seat.0).await;
-            if !was_used {
-                break;
-            }
         }
         Err(reason)
     }
@@ -333,7 +327,6 @@ impl Connections {
             exchange,
             in_flight: AtomicUsize::new(0),
             heard: Mutex::new(clock::now()),
-            responses: AtomicUsize::new(0),
         });
         slot.live = Some(Arc::clone(&live));
         Ok(live)
