@@ -180,19 +180,21 @@ impl Shared {
                 Err(_) => return,
             }
             while let Some(message) = take_message(&mut pending) {
-                match self.treat(&message, from, true) {
-                    Some(Action::Send(reply, delay)) => {
-                        std::thread::sleep(delay);
-                        let _ = stream.write_all(&framed(&reply));
-                    }
-                    Some(Action::SendAll(replies)) => {
-                        for reply in replies {
-                            let _ = stream.write_all(&framed(&reply));
-                        }
-                    }
-                    Some(Action::Ignore) | None => {}
-                }
+                self.treat_by_tcp(&mut stream, &message, from);
             }
+        }
+    }
+
+    /// Does with one query of a connection what the script says.
+    fn treat_by_tcp(&self, stream: &mut TcpStream, message: &[u8], from: SocketAddr) {
+        let (replies, delay) = match self.treat(message, from, true) {
+            Some(Action::Send(reply, delay)) => (vec![reply], delay),
+            Some(Action::SendAll(replies)) => (replies, Duration::ZERO),
+            Some(Action::Ignore) | None => return,
+        };
+        std::thread::sleep(delay);
+        for reply in replies {
+            let _ = stream.write_all(&framed(&reply));
         }
     }
 }
@@ -203,6 +205,17 @@ fn take_message(pending: &mut Vec<u8>) -> Option<Vec<u8>> {
     let message = pending.get(2..2 + len)?.to_vec();
     pending.drain(..2 + len);
     Some(message)
+}
+
+/// One record in wire form, class IN.
+pub fn record(owner: &str, rtype: u16, ttl: u32, rdata: &[u8]) -> Vec<u8> {
+    let mut wire = name_to_wire(owner);
+    wire.extend(rtype.to_be_bytes());
+    wire.extend(1u16.to_be_bytes());
+    wire.extend(ttl.to_be_bytes());
+    wire.extend((rdata.len() as u16).to_be_bytes());
+    wire.extend(rdata);
+    wire
 }
 
 /// A response under construction.
@@ -244,28 +257,31 @@ impl Reply {
         self
     }
 
-    /// The same with one record more; sections must be filled in order (1 answer, 2 authority, 3 additional).
-    pub fn record(
-        mut self,
-        section: usize,
-        owner: &str,
-        rtype: u16,
-        ttl: u32,
-        rdata: &[u8],
-    ) -> Self {
-        self.wire.extend(name_to_wire(owner));
-        self.wire.extend(rtype.to_be_bytes());
-        self.wire.extend(1u16.to_be_bytes());
-        self.wire.extend(ttl.to_be_bytes());
-        self.wire.extend((rdata.len() as u16).to_be_bytes());
-        self.wire.extend(rdata);
+    /// The same with one record more in the answer section, which must be filled first.
+    pub fn answer(self, owner: &str, rtype: u16, ttl: u32, rdata: &[u8]) -> Self {
+        self.push(1, &record(owner, rtype, ttl, rdata))
+    }
+
+    /// The same with one record more in the authority section.
+    pub fn authority(self, owner: &str, rtype: u16, ttl: u32, rdata: &[u8]) -> Self {
+        self.push(2, &record(owner, rtype, ttl, rdata))
+    }
+
+    /// The same with raw record bytes in the additional section (an OPT record), which must be filled last.
+    pub fn additional(self, bytes: &[u8]) -> Self {
+        self.push(3, bytes)
+    }
+
+    /// Appends one record's bytes and counts it to `section` (1 answer, 2 authority, 3 additional).
+    fn push(mut self, section: usize, bytes: &[u8]) -> Self {
+        self.wire.extend(bytes);
         self.counts[section] += 1;
         self
     }
 
     /// The same with an A record of the qname.
     pub fn a(self, seen: &Seen, ttl: u32, address: [u8; 4]) -> Self {
-        self.record(1, &seen.qname, qtype::A, ttl, &address)
+        self.answer(&seen.qname, qtype::A, ttl, &address)
     }
 
     /// The same with an SOA of `example.org` in the authority section.
@@ -275,18 +291,11 @@ impl Reply {
         for number in [1, 3600, 600, 86_400, minimum] {
             rdata.extend(u32::to_be_bytes(number));
         }
-        self.record(2, "example.org", qtype::SOA, ttl, &rdata)
-    }
-
-    /// The same with raw record bytes in the additional section (an OPT record).
-    pub fn raw_additional(mut self, bytes: &[u8]) -> Self {
-        self.wire.extend(bytes);
-        self.counts[3] += 1;
-        self
+        self.authority("example.org", qtype::SOA, ttl, &rdata)
     }
 
     /// The message in wire form.
-    pub fn to_wire(mut self) -> Vec<u8> {
+    pub fn into_wire(mut self) -> Vec<u8> {
         for (index, count) in self.counts.iter().enumerate() {
             self.wire[4 + 2 * index..6 + 2 * index].copy_from_slice(&count.to_be_bytes());
         }
@@ -295,12 +304,12 @@ impl Reply {
 
     /// Sends it at once.
     pub fn now(self) -> Action {
-        Action::Send(self.to_wire(), Duration::ZERO)
+        Action::Send(self.into_wire(), Duration::ZERO)
     }
 
     /// Sends it after `delay`.
     pub fn after(self, delay: Duration) -> Action {
-        Action::Send(self.to_wire(), delay)
+        Action::Send(self.into_wire(), delay)
     }
 }
 
@@ -309,7 +318,7 @@ pub fn ordinary(seen: &Seen) -> Reply {
     let address6 = "2001:db8::7".parse::<std::net::Ipv6Addr>().expect("an address").octets();
     match seen.qtype {
         qtype::A => seen.reply().a(seen, 300, [192, 0, 2, 7]),
-        qtype::AAAA => seen.reply().record(1, &seen.qname, qtype::AAAA, 300, &address6),
+        qtype::AAAA => seen.reply().answer(&seen.qname, qtype::AAAA, 300, &address6),
         _ => seen.reply().soa(300, 60),
     }
 }
