@@ -5,5 +5,6 @@
 // The harness stands before the tests that will use all of it.
 #![allow(dead_code, unused_imports)]
 
+mod conformance;
 mod harness;
 mod upstreams;
