@@ -5,6 +5,17 @@
 // The harness stands before the tests that will use all of it.
 #![allow(dead_code, unused_imports)]
 
+mod admin;
+mod answers;
+mod cache;
 mod conformance;
+mod drain;
+mod flood;
 mod harness;
+mod hostile;
+mod opinion;
+mod ports;
+mod reload;
+mod startup;
+mod stubs;
 mod upstreams;

@@ -121,7 +121,7 @@ fn connections_of_one_source_are_capped_and_others_still_served() {
         }
     }
     assert_eq!(served, 5, "of one source's 12 connections");
-    assert!(daemon.metric("nodens_serve_tcp_refused_total", "") >= 7.0);
+    assert!(daemon.metric("nodens_tcp_connections_refused_total", "") >= 7.0);
     let other = Tcp::to(daemon.address6()).exchange(&question);
     assert_eq!(other.rcode(), rcode::NOERROR, "another source");
     drop(held);

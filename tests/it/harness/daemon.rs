@@ -17,6 +17,7 @@ const START: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Setup {
     upstreams: Vec<String>,
+    listen: Vec<String>,
     top: String,
     forward: String,
     tables: String,
@@ -31,6 +32,7 @@ impl Setup {
     pub fn towards(upstream: impl ToString) -> Self {
         Self {
             upstreams: vec![upstream.to_string()],
+            listen: Vec::new(),
             top: String::new(),
             forward: String::new(),
             tables: String::new(),
@@ -44,6 +46,12 @@ impl Setup {
     /// One upstream more for the zone `.`.
     pub fn and(mut self, upstream: impl ToString) -> Self {
         self.upstreams.push(upstream.to_string());
+        self
+    }
+
+    /// This host (IPv6 in brackets) instead of 127.0.0.1 and ::1.
+    pub fn listen(mut self, host: &str) -> Self {
+        self.listen.push(host.to_owned());
         self
     }
 
@@ -85,10 +93,12 @@ impl Setup {
 
     /// The configuration file's text for `port`.
     fn text(&self, port: u16) -> String {
-        let mut listen = vec![format!("127.0.0.1:{port}")];
-        if has_ipv6() {
-            listen.push(format!("[::1]:{port}"));
-        }
+        let hosts = match (self.listen.as_slice(), has_ipv6()) {
+            ([], true) => &["127.0.0.1".to_owned(), "[::1]".to_owned()],
+            ([], false) => &["127.0.0.1".to_owned()][..],
+            (written, _) => written,
+        };
+        let listen: Vec<_> = hosts.iter().map(|host| format!("{host}:{port}")).collect();
         let admin: Vec<_> = self.admin.iter().map(ToString::to_string).collect();
         format!(
             "listen = {listen:?}\n{}\n[admin]\nlisten = {admin:?}\nsocket = {:?}\n\n\

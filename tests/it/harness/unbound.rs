@@ -12,13 +12,25 @@ use super::wire::Udp;
 #[derive(Debug)]
 pub struct Unbound {
     pub address: SocketAddr,
-    _process: Process,
+    process: Process,
     _place: Place,
 }
 
 impl Unbound {
     /// Starts it in front of `upstream`: no validation, no minimisation, no built-in zones for our names.
     pub fn before(upstream: SocketAddr) -> Self {
+        let unbound = Self::unasked(upstream);
+        let answers = || {
+            let (socket, question) = (Udp::to(unbound.address), ask("www.example.org", qtype::A));
+            let sent = socket.0.send(&question.to_wire()).is_ok();
+            sent && socket.answer_to(question.id, Duration::from_millis(200)).is_some()
+        };
+        assert!(until(Duration::from_secs(20), answers), "unbound: {}", unbound.process.log());
+        unbound
+    }
+
+    /// The same without waiting for an answer: the upstream may not be there yet.
+    pub fn unasked(upstream: SocketAddr) -> Self {
         let (place, port) = (Place::new(), free_port());
         let text = format!(
             "server:\n  interface: 127.0.0.1@{port}\n  access-control: 127.0.0.0/8 allow\n  \
@@ -39,12 +51,6 @@ impl Unbound {
         unbound.args(["-d", "-c"]).arg(config);
         let process = Process::start(unbound, &place.path("log"));
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        let answers = || {
-            let (socket, question) = (Udp::to(address), ask("www.example.org", qtype::A));
-            let sent = socket.0.send(&question.to_wire()).is_ok();
-            sent && socket.answer_to(question.id, Duration::from_millis(200)).is_some()
-        };
-        assert!(until(Duration::from_secs(20), answers), "unbound: {}", process.log());
-        Self { address, _process: process, _place: place }
+        Self { address, process, _place: place }
     }
 }
