@@ -159,9 +159,9 @@ fn what_was_asked_is_counted_under_coredns_names() {
 fn the_log_level_changes_at_run_time() {
     let (_sink, daemon) = parts();
     let socket = daemon.place.path("admin.sock");
-    let reply = http::over_socket(&socket, "PUT", "/log/level", "nodens=debug").expect("a reply");
+    let reply = http::over_socket(&socket, "PUT", "/log-level", "nodens=debug").expect("a reply");
     assert!(reply.status < 300, "{reply:?}");
-    let reply = http::over_socket(&socket, "PUT", "/log/level", "nonsense=").expect("a reply");
+    let reply = http::over_socket(&socket, "PUT", "/log-level", "nonsense=").expect("a reply");
     assert_eq!(reply.status, 400, "{reply:?}");
 }
 

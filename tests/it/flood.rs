@@ -9,7 +9,7 @@ use crate::harness::{Knot, Setup, ask, needs, qtype, wire};
 
 /// Names of which two in a hundred are unique: `hot` ones come from the cache.
 fn names(total: usize, hot: usize) -> Vec<String> {
-    let kind = |number: usize| if number % 2 == 0 { "A" } else { "AAAA" };
+    let kind = |number: usize| if number.is_multiple_of(2) { "A" } else { "AAAA" };
     let line = |number: usize| match number % 50 {
         0 => format!("u{number}.wild.example.org {}", kind(number / 50)),
         _ => format!("h{}.wild.example.org {}", number % hot, kind(number)),

@@ -22,73 +22,80 @@ enum Part {
 /// The table of differences; each must occur, so that no line outlives its reason.
 const KNOWN: &[Known] = &[];
 
+/// Names that are asked for with each of [`KINDS`].
+const NAMES: &[&str] = &[
+    "example.org",
+    "www.example.org",
+    "v4.example.org",
+    "v6.example.org",
+    "WwW.eXample.ORG",
+    "mixed.example.org",
+    "alias.example.org",
+    "chain1.example.org",
+    "dangling.example.org",
+    "outward.example.org",
+    "a.old.example.org",
+    "old.example.org",
+    "one.wild.example.org",
+    "a.b.wild.example.org",
+    "empty.example.org",
+    "leaf.empty.example.org",
+    "many.example.org",
+    "zero.example.org",
+    "long.example.org",
+    "nobody.example.org",
+    "deep.er.nobody.example.org",
+    "_http._tcp.example.org",
+    "example.net",
+    "nobody.example.net",
+];
+
+const KINDS: [u16; 6] = [qtype::A, qtype::AAAA, qtype::TXT, qtype::SRV, qtype::MX, qtype::CNAME];
+
+/// Reverse names that are asked for with PTR, SOA and A.
+const REVERSE: &[&str] = &[
+    "1.2.0.192.in-addr.arpa",
+    "9.2.0.192.in-addr.arpa",
+    "2.0.192.in-addr.arpa",
+    "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+];
+
+/// Names with one type each.
+const SINGLE: &[(&str, u16)] = &[
+    ("example.org", qtype::SOA),
+    ("example.org", qtype::NS),
+    ("example.org", 257),
+    ("naptr.example.org", 35),
+    ("https.example.org", 65),
+    ("sshfp.example.org", 44),
+    ("_443._tcp.example.org", 52),
+    ("loc.example.org", 29),
+    ("odd.example.org", 65_280),
+    ("hinfo.example.org", 13),
+    ("big.example.org", qtype::TXT),
+    ("huge.example.org", qtype::TXT),
+    ("www.example.org", 65_281),
+    ("nobody.example.org", 65_281),
+    ("ns1.example.org", qtype::A),
+    ("mail.example.org", qtype::A),
+    ("example.org", 48),
+    ("example.org", 43),
+    ("top-level-nobody", qtype::A),
+    (".", qtype::SOA),
+    (".", qtype::NS),
+    ("short.example.org", qtype::A),
+];
+
 /// 200 queries of all kinds.
 fn queries() -> Vec<Ask> {
-    let names = [
-        "example.org",
-        "www.example.org",
-        "v4.example.org",
-        "v6.example.org",
-        "WwW.eXample.ORG",
-        "mixed.example.org",
-        "alias.example.org",
-        "chain1.example.org",
-        "dangling.example.org",
-        "outward.example.org",
-        "a.old.example.org",
-        "old.example.org",
-        "one.wild.example.org",
-        "a.b.wild.example.org",
-        "empty.example.org",
-        "leaf.empty.example.org",
-        "many.example.org",
-        "zero.example.org",
-        "long.example.org",
-        "nobody.example.org",
-        "deep.er.nobody.example.org",
-        "_http._tcp.example.org",
-        "example.net",
-        "nobody.example.net",
-    ];
-    let kinds = [qtype::A, qtype::AAAA, qtype::TXT, qtype::SRV, qtype::MX, qtype::CNAME];
-    let mut all: Vec<Ask> =
-        names.iter().flat_map(|name| kinds.map(|kind| ask(name, kind))).collect();
-    let zeros = "0.".repeat(23);
-    let reverse6 = format!("1.{}8.b.d.0.1.0.0.2.ip6.arpa", &zeros);
-    for name in
-        ["1.2.0.192.in-addr.arpa", "9.2.0.192.in-addr.arpa", "2.0.192.in-addr.arpa", &reverse6]
-    {
-        all.extend([qtype::PTR, qtype::SOA, qtype::A].map(|kind| ask(name, kind)));
-    }
-    for (name, kind) in [
-        ("example.org", qtype::SOA),
-        ("example.org", qtype::NS),
-        ("example.org", 257),
-        ("naptr.example.org", 35),
-        ("https.example.org", 65),
-        ("sshfp.example.org", 44),
-        ("_443._tcp.example.org", 52),
-        ("loc.example.org", 29),
-        ("odd.example.org", 65_280),
-        ("hinfo.example.org", 13),
-        ("big.example.org", qtype::TXT),
-        ("huge.example.org", qtype::TXT),
-        ("www.example.org", 65_281),
-        ("nobody.example.org", 65_281),
-        ("ns1.example.org", qtype::A),
-        ("mail.example.org", qtype::A),
-        ("example.org", 48),
-        ("example.org", 43),
-        ("top-level-nobody", qtype::A),
-        (".", qtype::SOA),
-        (".", qtype::NS),
-        ("short.example.org", qtype::A),
-    ] {
-        all.push(ask(name, kind));
-    }
-    let again = all.len();
-    // The first ones again, asked otherwise: without EDNS, with DO, with CD.
-    for index in 0..200 - again {
+    let by_kind = NAMES.iter().flat_map(|name| KINDS.map(|kind| ask(name, kind)));
+    let reverse = REVERSE
+        .iter()
+        .flat_map(|name| [qtype::PTR, qtype::SOA, qtype::A].map(|kind| ask(name, kind)));
+    let single = SINGLE.iter().map(|(name, kind)| ask(name, *kind));
+    let mut all: Vec<Ask> = by_kind.chain(reverse).chain(single).collect();
+    // Some again, asked otherwise: without EDNS, with DO, with CD.
+    for index in 0..200 - all.len() {
         let ask = all[index * 5].clone();
         all.push(match index % 3 {
             0 => ask.plain(),
@@ -159,6 +166,7 @@ fn describe(ask: &Ask, part: Part, ours: &Answer, theirs: &Answer) -> String {
         Part::Authority => format!("{:?}", section(&answer.authority)),
     };
     let (mut ours, mut theirs) = (show(ours), show(theirs));
-    (ours.truncate(300), theirs.truncate(300));
+    ours.truncate(300);
+    theirs.truncate(300);
     format!("{} {} {part:?}: nodens {ours}, unbound {theirs}", ask.qname, ask.qtype)
 }

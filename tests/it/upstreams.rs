@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use crate::harness::message::{Answer, flag};
+use crate::harness::capture::Capture;
+use crate::harness::load::Load;
+use crate::harness::message::{Answer, flag, u16_at};
+use crate::harness::stubs::{Libc, Stub};
 use crate::harness::unbound::Unbound;
-use crate::harness::{Knot, Sink, ask, needs, qtype, rcode, sink, wire};
+use crate::harness::{Knot, Place, Sink, ask, namespace, needs, qtype, rcode, sink, wire};
 
 #[test]
 fn knot_serves_its_zones_and_truncates_by_udp() {
@@ -62,4 +65,53 @@ fn a_scripted_upstream_records_what_it_sees_and_answers_by_its_script() {
     assert_eq!(wire::tcp(sink.address, &early).data(qtype::AAAA), ["2001:db8::7"]);
     let seen = sink.seen_for("early.example.org.");
     assert_eq!(seen.iter().map(|query| query.by_tcp).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn a_capture_sees_each_datagram_once() {
+    needs!("knotd", "tcpdump", "ip");
+    namespace::inside(|| {
+        let knot = Knot::start();
+        let capture = Capture::start(&format!("udp dst port {}", knot.address.port()));
+        let stub = wire::Udp::to(knot.address);
+        let ids: Vec<u16> = (0..500)
+            .map(|number| {
+                let ask = ask(&format!("n{number}.wild.example.org"), qtype::A);
+                stub.exchange(&ask).id
+            })
+            .collect();
+        let packets = capture.packets();
+        let port = stub.0.local_addr().expect("an address").port();
+        assert!(packets.iter().all(|packet| packet.from.port() == port));
+        let seen: Vec<_> = packets.iter().filter_map(|packet| u16_at(&packet.payload, 0)).collect();
+        assert_eq!(seen, ids);
+    });
+}
+
+#[test]
+fn dnsperf_counts_what_it_sent() {
+    needs!("knotd", "dnsperf");
+    let knot = Knot::start();
+    let names = vec!["www.example.org A".to_owned(), "nobody.example.org AAAA".to_owned()];
+    let report = Load::full_speed(1, names).rate(500).run(knot.address);
+    assert!((300..=600).contains(&report.sent), "{}", report.text);
+    assert_eq!((report.completed, report.lost), (report.sent, 0));
+    assert_eq!(report.rcodes.keys().collect::<Vec<_>>(), ["NOERROR", "NXDOMAIN"]);
+    assert_eq!(report.rcodes.values().sum::<u64>(), report.completed);
+}
+
+#[test]
+fn c_programs_ask_who_their_resolv_conf_names() {
+    needs!("knotd", "gcc", "musl-gcc", "ip");
+    for library in [Libc::Glibc, Libc::Musl] {
+        let (stub, place) = (Stub::compile(library), Place::new());
+        let file = place.write("resolv.conf", "nameserver 127.0.0.1\nsearch example.org\n");
+        namespace::inside(|| {
+            namespace::bind_over(&file, "/etc/resolv.conf");
+            let _knot = Knot::at("127.0.0.1:53".parse().expect("an address"));
+            assert_eq!(stub.addresses("www"), ["192.0.2.1", "2001:db8::1"], "{library:?}");
+            assert_eq!(stub.name_of("192.0.2.1"), "www.example.org", "{library:?}");
+            assert!(stub.addresses("nobody.example.org")[0].starts_with("error"), "{library:?}");
+        });
+    }
 }

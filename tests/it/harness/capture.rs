@@ -41,7 +41,8 @@ impl Capture {
     /// # Panics
     /// When the kernel dropped some: the test would judge a part for the whole.
     pub fn packets(mut self) -> Vec<Packet> {
-        std::thread::sleep(Duration::from_millis(500));
+        // The kernel hands a block over when it is full or a second old.
+        std::thread::sleep(Duration::from_millis(1500));
         self.process.signal(libc::SIGINT);
         self.process.wait(Duration::from_secs(10)).expect("tcpdump ends");
         let log = self.process.log();
