@@ -157,23 +157,18 @@ fn what_was_asked_is_counted_under_coredns_names() {
 
 #[test]
 fn the_log_level_changes_at_run_time() {
-    let (_sink, daemon) = parts();
+    let sink = Sink::start(|seen| seen.reply().rcode(2).now());
+    let daemon = Setup::towards(sink.address).start();
     let socket = daemon.place.path("admin.sock");
-    let reply = http::over_socket(&socket, "PUT", "/log-level", "nodens=debug").expect("a reply");
+    wire::udp(daemon.address(), &ask("before.example.org", qtype::A));
+    let reply =
+        http::over_socket(&socket, "POST", "/log-level?level=nodens%3Ddebug", "").expect("a reply");
     assert!(reply.status < 300, "{reply:?}");
-    let reply = http::over_socket(&socket, "PUT", "/log-level", "nonsense=").expect("a reply");
+    let reply =
+        http::over_socket(&socket, "POST", "/log-level?level=nodens%3Dloud", "").expect("a reply");
     assert_eq!(reply.status, 400, "{reply:?}");
-}
-
-#[test]
-fn queries_are_logged_where_wanted_as_json() {
-    let sink = Sink::start(|seen| sink::ordinary(seen).now());
-    let daemon =
-        Setup::towards(sink.address).tables("[log]\nformat = \"json\"\nqueries = 1.0").start();
-    wire::udp(daemon.address(), &ask("logged.example.org", qtype::A));
-    let logged = until(Duration::from_secs(5), || daemon.log().contains("logged.example.org"));
-    assert!(logged, "{}", daemon.log());
-    for line in daemon.log().lines() {
-        assert!(line.starts_with('{') && line.ends_with('}'), "JSON: {line}");
-    }
+    wire::udp(daemon.address(), &ask("after.example.org", qtype::A));
+    let logged = until(Duration::from_secs(5), || daemon.log().contains("after.example.org"));
+    assert!(logged, "failures are logged at level debug: {}", daemon.log());
+    assert!(!daemon.log().contains("before.example.org"), "and not at info: {}", daemon.log());
 }

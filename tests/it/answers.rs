@@ -1,10 +1,13 @@
 //! The daemon answers: every kind of query, both transports, both families, with and without configuration.
 
 use std::process::Command;
+use std::time::Duration;
 
 use crate::harness::message::Answer;
-use crate::harness::process::{command, find};
-use crate::harness::{Daemon, Knot, Place, Setup, ask, namespace, needs, qtype, rcode, wire};
+use crate::harness::process::command;
+use crate::harness::{
+    Daemon, Knot, Place, Setup, ask, http, namespace, needs, qtype, rcode, until, wire,
+};
 
 /// Name, type, RCODE and the number of answer records that are expected from knot's zones.
 const KINDS: &[(&str, u16, u16, usize)] = &[
@@ -103,7 +106,7 @@ fn without_configuration(resolv_conf: &str, check: impl FnOnce(&Daemon) + Send) 
         let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
         command.arg("run").env_clear();
         let daemon = Daemon::run(command, Place::new(), 53, String::new());
-        let ready = crate::harness::until(std::time::Duration::from_secs(20), || {
+        let ready = until(Duration::from_secs(20), || {
             std::net::TcpStream::connect(daemon.address()).is_ok()
         });
         assert!(ready, "nobody listens on port 53:\n{}", daemon.log());
@@ -121,13 +124,11 @@ fn no_configuration_at_all_works() {
         }
         let six = wire::udp(daemon.address6(), &ask("www.example.org", qtype::AAAA));
         assert_eq!(six.data(qtype::AAAA), ["2001:db8::1"]);
-        let admin = crate::harness::http::over_tcp(
-            "127.0.0.1:9253".parse().expect("an address"),
-            "GET",
-            "/readyz",
-            "",
-        );
-        assert_eq!(admin.map(|reply| reply.status), Some(200), "{}", daemon.log());
+        let admin = "127.0.0.1:9253".parse().expect("an address");
+        let ready = until(Duration::from_secs(4), || {
+            http::over_tcp(admin, "GET", "/readyz", "").is_some_and(|reply| reply.status == 200)
+        });
+        assert!(ready, "{}", daemon.log());
     });
 }
 
@@ -143,7 +144,7 @@ fn without_ipv6_the_default_addresses_are_those_that_exist() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
         command.arg("run").env_clear();
         let daemon = Daemon::run(command, Place::new(), 53, String::new());
-        let ready = crate::harness::until(std::time::Duration::from_secs(20), || {
+        let ready = until(Duration::from_secs(20), || {
             std::net::TcpStream::connect(daemon.address()).is_ok()
         });
         assert!(ready, "{}", daemon.log());
@@ -180,7 +181,6 @@ fn responses_leave_from_the_address_that_was_asked() {
 #[test]
 fn lookup_asks_the_running_daemon_and_says_who_answered() {
     needs!("knotd");
-    assert!(find("knotd").is_some());
     let knot = Knot::start();
     let daemon = Setup::towards(knot.address).start();
     let server = daemon.address().to_string();

@@ -54,7 +54,7 @@ fn a_bad_configuration_is_refused_with_file_line_and_the_mend() {
             "a zone twice",
             "[[forward]]\nzone = \"a.example\"\nupstreams = [\"192.0.2.1\"]\n\
             [[forward]]\nzone = \"A.example.\"\nupstreams = [\"192.0.2.1\"]\n",
-            5,
+            4,
             "a.example",
         ),
         ("a zone without upstreams", "[[forward]]\nzone = \"a.example\"\n", 1, "upstreams"),

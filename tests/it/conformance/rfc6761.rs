@@ -27,10 +27,18 @@ fn localhost_and_the_names_below_it_are_the_loopback_addresses() {
 fn names_that_cannot_exist_are_denied_without_asking() {
     let sink = Sink::start(|seen| sink::ordinary(seen).now());
     let daemon = Setup::towards(sink.address).start();
-    for name in ["invalid.", "a.invalid.", "hidden.onion."] {
+    // The apex itself has an SOA and is NODATA, as in the empty zones of RFC 6303.
+    for (name, expected) in [
+        ("invalid.", rcode::NOERROR),
+        ("a.invalid.", rcode::NXDOMAIN),
+        ("b.A.InVaLiD.", rcode::NXDOMAIN),
+        ("hidden.onion.", rcode::NXDOMAIN),
+    ] {
         let answer = wire::udp(daemon.address(), &ask(name, qtype::A));
-        assert_eq!(answer.rcode(), rcode::NXDOMAIN, "{name}");
-        assert!(sink.seen_for(name).is_empty(), "{name}");
+        assert_eq!((answer.rcode(), answer.answers.len()), (expected, 0), "{name}");
+        let soa: Vec<_> = answer.authority.iter().map(|record| record.rtype).collect();
+        assert_eq!(soa, [qtype::SOA], "{name}: it can be cached below us");
+        assert!(sink.seen_for(&name.to_lowercase()).is_empty(), "{name}");
     }
 }
 
