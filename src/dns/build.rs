@@ -93,7 +93,9 @@ fn push_record(out: &mut Vec<u8>, query: &Query, record: &LocalRecord) {
         out.extend(record.owner.as_wire());
     }
     out.extend(record.rtype.0.to_be_bytes());
-    out.extend(Qclass::IN.0.to_be_bytes());
+    // A question of class ANY is about class IN, as every other one but CH.
+    let class = if query.qclass == Qclass::CH { Qclass::CH } else { Qclass::IN };
+    out.extend(class.0.to_be_bytes());
     out.extend(record.ttl.as_secs().to_be_bytes());
     let len = u16::try_from(record.rdata.len()).expect("rdata is at most 65,535 bytes");
     out.extend(len.to_be_bytes());

@@ -312,12 +312,15 @@ impl Towards {
         class: PortClass,
         rest: Duration,
     ) -> Result<(UdpSocket, Lease), NoSocket> {
+        // Held until the search ends: within a tick of its rest a port could be drawn again.
+        let mut taken_by_others = Vec::new();
         for _ in 0..MAX_CONFLICTS {
             let lease = self.lease(class, rest).ok_or(NoSocket::Exhausted)?;
             match self.connect(lease.port) {
                 Ok(socket) => return Ok((socket, lease)),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     self.ports.metrics.conflicts.inc();
+                    taken_by_others.push(lease);
                 }
                 Err(error) => return Err(error.into()),
             }
