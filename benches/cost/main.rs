@@ -96,9 +96,9 @@ fn measure(plan: Plan) -> io::Result<bool> {
     {
         let echo = servers::echo()?;
         let (nodens, admin) = servers::nodens(&place, knot.address)?;
-        warm(&nodens, &names.known)?;
         for _ in 0..plan.rounds {
             push(&mut rows, "echo", load::run(&echo, &names.known, Passes::Any, plan.seconds)?);
+            warm(&nodens, &names.known)?;
             push(&mut rows, "nodens hit", hits(&nodens, admin, &names.known, plan.seconds)?);
             let fresh = names.fresh(plan.seconds)?;
             let miss = load::run(&nodens, &fresh, Passes::One, plan.seconds)?;
@@ -107,8 +107,8 @@ fn measure(plan: Plan) -> io::Result<bool> {
     }
     for (name, start) in servers::peers().into_iter().filter(|_| plan.peers) {
         let peer = start(&place, knot.address)?;
-        warm(&peer, &names.known)?;
         for _ in 0..plan.rounds {
+            warm(&peer, &names.known)?;
             let hit = load::run(&peer, &names.known, Passes::Any, plan.seconds)?;
             push(&mut rows, &format!("{name} hit"), hit);
             let fresh = names.fresh(plan.seconds)?;
@@ -127,7 +127,7 @@ fn push(rows: &mut Vec<Row>, name: &str, sample: Sample) {
     }
 }
 
-/// Asks for every known name until all are cached.
+/// Asks for every known name until all are cached (again: a round of misses may have displaced some).
 fn warm(server: &Server, known: &Path) -> io::Result<()> {
     for _ in 0..2 {
         load::run(server, known, Passes::One, 5)?;
