@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome};
+use super::health::Standing;
 use super::peer::Peer;
 use super::select;
 use super::verify::Style;
@@ -186,6 +187,7 @@ impl<'a> Exchange<'a> {
             Outcome::Unreachable(reason) => ExchangeError::Unreachable { upstream, reason },
             Outcome::Overloaded => ExchangeError::Overloaded { upstream },
         };
+        let has_spoken = matches!(failure, ExchangeError::Failed { .. });
         self.note(failure);
         self.candidates[index].is_out = true;
         self.running.retain(|running| running.candidate != index);
@@ -197,9 +199,18 @@ impl<'a> Exchange<'a> {
         if self.running.is_empty() {
             return Some(Err(self.give_up()));
         }
-        // The others have been silent so far: they get one more long wait, not the whole time.
-        self.deadline = self.deadline.min(clock::now() + self.group.retransmit.1);
+        if has_spoken && self.hopes_on_nobody() {
+            // One has said no and the others hang: they get one more long wait, not the whole time.
+            self.deadline = self.deadline.min(clock::now() + self.group.retransmit.1);
+        }
         None
+    }
+
+    /// Tells whether all that is waited for comes from upstreams that are not well.
+    fn hopes_on_nobody(&self) -> bool {
+        self.running
+            .iter()
+            .all(|running| self.candidates[running.candidate].peer.standing() != Standing::Well)
     }
 
     /// Keeps the failure that tells most: what an upstream said before what kept us from asking.

@@ -61,7 +61,8 @@ impl Upstreams {
     /// Sends the probes that are due.
     fn probe(&self, now: Instant, probes: &mut JoinSet<()>) {
         for peer in self.all_peers() {
-            if let Some(query) = peer.due_probe(now) {
+            for query in peer.due_probes(now) {
+                let peer = Arc::clone(&peer);
                 probes.spawn(async move { probe_health(&peer, &query).await });
             }
         }

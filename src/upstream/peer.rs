@@ -55,7 +55,6 @@ struct Learned {
     manners: Manners,
     /// The last query that went wrong, to probe with.
     probe: Option<Query>,
-    probes: u32,
 }
 
 impl Peer {
@@ -204,18 +203,17 @@ impl Peer {
         self.learned().manners.on_wrong_case(now);
     }
 
-    /// The query to probe with, where a probe is due; it counts as sent.
+    /// What to probe with, where that is due; it counts as sent.
     ///
-    /// The last query that went wrong takes turns with one that every resolver answers: the former
-    /// may be what the upstream chokes on, the latter may be refused by one that serves few zones.
-    pub fn due_probe(&self, now: Instant) -> Option<Query> {
+    /// One query that every resolver answers at once, so that a slow name never brings its upstream
+    /// down, and the one that went wrong, for upstreams that serve few zones and drop all else.
+    pub fn due_probes(&self, now: Instant) -> Vec<Query> {
         let mut learned = self.learned();
         if !learned.health.is_probe_due(now) {
-            return None;
+            return Vec::new();
         }
-        learned.probes = learned.probes.wrapping_add(1);
-        let last = learned.probe.clone().filter(|_| learned.probes % 2 == 1);
-        Some(last.unwrap_or_else(|| Query::new(Name::root(), Qtype::NS)))
+        let root = Query::new(Name::root(), Qtype::NS);
+        [Some(root), learned.probe.clone()].into_iter().flatten().collect()
     }
 
     /// Says a change of state, once.

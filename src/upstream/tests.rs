@@ -142,6 +142,37 @@ async fn a_failure_is_taken_to_another_upstream_and_else_reported() {
 }
 
 #[tokio::test]
+async fn a_slow_answer_is_waited_for_although_the_other_upstream_failed() {
+    for other in [Rcode::SERVFAIL, Rcode::REFUSED] {
+        let slow = Scripted::start(|seen| [vec![Act::Wait(900 * MS)], well_behaved(seen)].concat());
+        let (slow, failing) = (slow.await, Scripted::start(rcode(other)).await);
+        let group = upstreams().0.group(&eager(), &[udp(&slow), udp(&failing)]);
+        group.exchange(&query("example.org", Qtype::A)).await.expect("the slow one answers");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_name_does_not_bring_its_upstream_down() {
+    let one = Scripted::start(|seen| match seen.qtype() {
+        Qtype::A => [vec![Act::Wait(1400 * MS)], well_behaved(seen)].concat(),
+        _ => well_behaved(seen),
+    })
+    .await;
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let group = upstreams.group(&Forward { timeout: 2000 * MS, ..eager() }, &[udp(&one)]);
+    let asking = tokio::spawn({
+        let group = Arc::clone(&group);
+        async move { group.exchange(&query("slow.example.org", Qtype::A)).await }
+    });
+    while !asking.is_finished() {
+        assert!(!group.is_down());
+        tokio::time::sleep(5 * MS).await;
+    }
+    asking.await.expect("no panic").expect("an answer");
+}
+
+#[tokio::test]
 async fn a_negative_response_is_no_failure() {
     for code in [Rcode::NXDOMAIN, Rcode::NOERROR] {
         let one = Scripted::start(send(move |wire| message::negative(wire, code, 60))).await;
