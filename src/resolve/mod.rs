@@ -13,6 +13,8 @@ pub mod hosts;
 pub mod inflight;
 pub mod local;
 pub mod route;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use arc_swap::ArcSwap;
 pub use self::error::ResolveError;
 use self::inflight::InFlight;
 use self::local::LocalAnswer;
+#[cfg(test)]
+use self::route::ForwardZone;
 use self::route::{Route, Routes};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;

@@ -1,0 +1,356 @@
+//! The story of a query, told to a scripted upstream.
+
+use std::time::Duration;
+
+use super::*;
+use crate::config::{self, Config};
+use crate::dns::Rcode;
+use crate::dns::name::Name;
+use crate::dns::ttl::Ttl;
+use crate::resolve::hosts::Hosts;
+use crate::resolve::local::Local;
+use crate::testing::message;
+use crate::testing::scripted::{Act, Scripted, Seen, well_behaved};
+use crate::upstream::Upstreams;
+
+/// A resolver in front of one scripted upstream.
+struct Stage {
+    resolver: Arc<Resolver>,
+    upstream: Scripted,
+    metrics: Arc<Metrics>,
+}
+
+impl Stage {
+    /// The configuration `extra` (TOML without `[[forward]]`) in front of an upstream with `script`.
+    async fn new(extra: &str, script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        let upstream = Scripted::start(script).await;
+        let config = load(&format!(
+            "{extra}\n[[forward]]\nzone = \".\"\nupstreams = [\"{}\"]\ntimeout = \"300ms\"\n",
+            upstream.address
+        ));
+        let metrics = Metrics::new();
+        let upstreams = Arc::new(Upstreams::new(
+            config.upstream_ports.clone(),
+            config.upstream_mark,
+            Arc::clone(&metrics),
+        ));
+        let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
+        let routes = routes(&config, &upstreams);
+        let probe = Arc::clone(upstreams.loop_probe());
+        let resolver = Arc::new(Resolver::new(routes, cache, probe, Arc::clone(&metrics)));
+        Self { resolver, upstream, metrics }
+    }
+
+    async fn ask(&self, name: &str, qtype: Qtype) -> Result<Response, ResolveError> {
+        self.resolver.resolve(&query(name, qtype), Carrier::Datagram).await
+    }
+
+    /// RCODE and the answer section as text without TTLs.
+    async fn answer(&self, name: &str, qtype: Qtype) -> (Rcode, Vec<String>) {
+        let asked = query(name, qtype);
+        let response = self.resolver.resolve(&asked, Carrier::Datagram).await.expect(name);
+        let message = alias::decode(&response, &asked).expect("it is well-formed");
+        let text =
+            |r: &hickory_proto::rr::Record| format!("{} {} {}", r.name, r.record_type(), r.data);
+        (response.entry.encoded().rcode(), message.answers.iter().map(text).collect())
+    }
+}
+
+fn load(text: &str) -> Config {
+    config::load::tests::load_text(text).expect("the test's configuration is right")
+}
+
+fn routes(config: &Config, upstreams: &Arc<Upstreams>) -> Routes {
+    let hosts = "198.18.0.7 dn7.example.org dn7\n2001:db8::7 dn7.example.org\n";
+    let zones: Vec<_> = config
+        .forward
+        .iter()
+        .map(|forward| {
+            let config::UpstreamSource::Fixed(fixed) = &forward.upstreams else {
+                panic!("tests write their upstreams")
+            };
+            Arc::new(ForwardZone {
+                name: forward.zone.clone(),
+                id: ZoneId::NONE,
+                group: upstreams.group(forward, fixed),
+            })
+        })
+        .collect();
+    let root = Arc::clone(zones.iter().find(|zone| zone.name.is_root()).expect("there is one"));
+    Routes::new(Local::new(&config.local, Some(&Hosts::parse(hosts))), ZoneId::NONE, root, zones)
+}
+
+fn query(name: &str, qtype: Qtype) -> Query {
+    Query::new(Name::from_text(name).expect("a test's name"), qtype)
+}
+
+/// Lets `span` pass at once.
+async fn skip(span: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(span).await;
+    tokio::time::resume();
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_second_query_within_the_ttl_sends_nothing_upstream() {
+    let stage = Stage::new("", well_behaved).await;
+    for qtype in [Qtype::A, Qtype::AAAA] {
+        stage.ask("example.org", qtype).await.expect("answered");
+        stage.ask("EXAMPLE.org", qtype).await.expect("answered");
+    }
+    assert_eq!(stage.upstream.count(), 2);
+    skip(59 * SECOND).await;
+    let late = stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert!(matches!(late.aging, Aging::Elapsed(59..=60)), "{:?}", late.aging);
+    skip(2 * SECOND).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert_eq!(stage.upstream.count(), 3);
+}
+
+#[tokio::test]
+async fn identical_queries_share_one_exchange() {
+    let slow =
+        |seen: &Seen| [vec![Act::Wait(Duration::from_millis(50))], well_behaved(seen)].concat();
+    let stage = Stage::new("", slow).await;
+    let asked = query("example.org", Qtype::A);
+    let all = (0..100).map(|_| stage.resolver.resolve(&asked, Carrier::Datagram));
+    let answered = futures_util::future::join_all(all).await;
+    assert!(answered.iter().all(Result::is_ok));
+    assert_eq!(stage.metrics.cache.coalesced.get(), 99);
+    // Retransmissions of the one exchange may have been sent; another exchange was not.
+    let retries = stage.metrics.upstream(&stage.upstream.address.to_string()).retries.get();
+    assert_eq!(stage.upstream.count() as u64, 1 + retries);
+}
+
+#[tokio::test]
+async fn do_and_cd_are_other_questions() {
+    let stage = Stage::new("", well_behaved).await;
+    let plain = query("example.org", Qtype::A);
+    let others = [
+        Query { dnssec_ok: true, ..plain.clone() },
+        Query { checking_disabled: true, ..plain.clone() },
+        plain,
+    ];
+    for asked in others.iter().chain(&others) {
+        stage.resolver.resolve(asked, Carrier::Datagram).await.expect("answered");
+    }
+    assert_eq!(stage.upstream.count(), 3);
+}
+
+#[tokio::test]
+async fn without_recursion_desired_only_what_is_cached_is_answered() {
+    let stage = Stage::new("", well_behaved).await;
+    let asked = Query { recursion_desired: false, ..query("example.org", Qtype::A) };
+    let refused = stage.resolver.resolve(&asked, Carrier::Datagram).await;
+    assert!(matches!(refused, Err(ResolveError::NotRecursive)));
+    assert_eq!(stage.upstream.count(), 0);
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.resolver.resolve(&asked, Carrier::Datagram).await.expect("cached by now");
+}
+
+#[tokio::test]
+async fn a_dead_upstream_leaves_stale_answers_and_a_failure_that_lasts_a_second() {
+    let stage = Stage::new("", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|_| Vec::new());
+    skip(61 * SECOND).await;
+    let stale = stage.ask("example.org", Qtype::A).await.expect("stale");
+    assert_eq!(stale.aging, Aging::Stale);
+    assert!(stage.ask("other.example.org", Qtype::A).await.is_err());
+    let sent = stage.upstream.count();
+    let remembered = stage.ask("other.example.org", Qtype::A).await;
+    assert!(matches!(remembered, Err(ResolveError::Remembered { .. })), "{remembered:?}");
+    assert_eq!(stage.upstream.count(), sent, "a remembered failure asks nobody");
+    stage.upstream.behave(well_behaved);
+    skip(2 * SECOND).await;
+    let back = stage.ask("other.example.org", Qtype::A).await;
+    assert!(back.is_ok(), "{back:?}");
+}
+
+#[tokio::test]
+async fn stale_answers_end_after_the_stale_time() {
+    let stage = Stage::new("[cache]\nstale = \"1h\"", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    skip(3659 * SECOND).await;
+    assert!(stage.ask("example.org", Qtype::A).await.is_ok());
+    skip(2 * SECOND).await;
+    assert!(stage.ask("example.org", Qtype::A).await.is_err());
+}
+
+#[tokio::test]
+async fn a_flushed_name_is_asked_again_and_an_exchange_in_flight_brings_nothing_back() {
+    let stage = Stage::new("", well_behaved).await;
+    let name = Name::from_text("example.org").expect("name");
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.resolver.cache().flush(&name);
+    stage
+        .upstream
+        .behave(|seen| [vec![Act::Wait(Duration::from_millis(50))], well_behaved(seen)].concat());
+    let (answered, ()) = tokio::join!(stage.ask("example.org", Qtype::A), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stage.resolver.cache().flush(&name);
+    });
+    answered.expect("who waited is answered");
+    let before = stage.upstream.count();
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert!(stage.upstream.count() > before, "the answer from before the flush is not kept");
+}
+
+#[tokio::test]
+async fn a_popular_name_is_renewed_before_it_ends() {
+    let stage = Stage::new("", well_behaved).await;
+    let entry = stage.ask("example.org", Qtype::A).await.expect("answered").entry;
+    skip(57 * SECOND).await;
+    let claims = (0..9).filter(|_| entry.claims_prefetch(clock::now())).count();
+    assert_eq!(claims, 1, "one hit of many begins the renewal");
+    stage.resolver.prefetch(query("example.org", Qtype::A));
+    while stage.upstream.count() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    skip(30 * SECOND).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert_eq!(stage.upstream.count(), 2, "the renewed entry answers");
+}
+
+#[tokio::test]
+async fn our_own_data_is_answered_without_asking_anybody() {
+    let text = "[local]\nttl = \"60s\"\nprivate_reverse = true\nrecords = [\
+        \"db.example.org 300 A 192.0.2.5\", \"www.example.org CNAME db.example.org\"]";
+    let stage = Stage::new(text, well_behaved).await;
+    let (ok, nx) = (Rcode::NOERROR, Rcode::NXDOMAIN);
+    for (name, qtype, rcode, answer) in [
+        ("db.example.org", Qtype::A, ok, &["db.example.org. A 192.0.2.5"][..]),
+        ("db.example.org", Qtype::AAAA, ok, &[]),
+        (
+            "www.example.org",
+            Qtype::A,
+            ok,
+            &["www.example.org. CNAME db.example.org.", "db.example.org. A 192.0.2.5"],
+        ),
+        ("www.example.org", Qtype::AAAA, ok, &["www.example.org. CNAME db.example.org."]),
+        ("dn7.example.org", Qtype::A, ok, &["dn7.example.org. A 198.18.0.7"]),
+        ("dn7", Qtype::A, ok, &["dn7. A 198.18.0.7"]),
+        (
+            "7.0.18.198.in-addr.arpa",
+            Qtype::PTR,
+            ok,
+            &["7.0.18.198.in-addr.arpa. PTR dn7.example.org."],
+        ),
+        ("localhost", Qtype::A, ok, &["localhost. A 127.0.0.1"]),
+        ("x.localhost", Qtype::AAAA, ok, &["x.localhost. AAAA ::1"]),
+        ("localhost", Qtype::MX, ok, &[]),
+        ("1.0.0.127.in-addr.arpa", Qtype::PTR, ok, &["1.0.0.127.in-addr.arpa. PTR localhost."]),
+        ("9.0.0.127.in-addr.arpa", Qtype::PTR, nx, &[]),
+        ("a.invalid", Qtype::A, nx, &[]),
+        ("home.arpa", Qtype::A, ok, &[]),
+        ("1.0.168.192.in-addr.arpa", Qtype::PTR, nx, &[]),
+    ] {
+        let expected = (rcode, answer.iter().map(ToString::to_string).collect());
+        assert_eq!(stage.answer(name, qtype).await, expected, "{name} {qtype}");
+        let again = stage.answer(name, qtype).await;
+        assert_eq!(again, expected, "{name} {qtype} from the cache");
+    }
+    assert_eq!(stage.upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn aliases_lead_to_upstreams_and_loops_of_them_end() {
+    let text = "[local]\nrecords = [\"a.example.org CNAME far.example.net\", \
+        \"x.example.org CNAME y.example.org\", \"y.example.org CNAME x.example.org\"]";
+    let stage = Stage::new(text, well_behaved).await;
+    let (rcode, answer) = stage.answer("a.example.org", Qtype::A).await;
+    assert_eq!(rcode, Rcode::NOERROR);
+    assert_eq!(answer, ["a.example.org. CNAME far.example.net.", "far.example.net. A 192.0.2.1"]);
+    assert!(matches!(stage.ask("x.example.org", Qtype::A).await, Err(ResolveError::AliasChain)));
+    assert!(stage.ask("x.example.org", Qtype::CNAME).await.is_ok());
+}
+
+#[tokio::test]
+async fn any_by_udp_gets_the_addresses_or_a_word_that_there_are_none() {
+    let stage = Stage::new("", well_behaved).await;
+    let (_, answer) = stage.answer("example.org", Qtype::ANY).await;
+    assert_eq!(answer, ["example.org. A 192.0.2.1"]);
+    stage
+        .upstream
+        .behave(|seen| vec![Act::Send(message::negative(&seen.wire, Rcode::NOERROR, 60))]);
+    let (_, answer) = stage.answer("text.example.org", Qtype::ANY).await;
+    assert_eq!(answer.len(), 1);
+    assert!(answer[0].contains("RFC8482"), "{answer:?}");
+    stage
+        .upstream
+        .behave(|seen| vec![Act::Send(message::negative(&seen.wire, Rcode::NXDOMAIN, 60))]);
+    assert_eq!(stage.answer("no.example.org", Qtype::ANY).await, (Rcode::NXDOMAIN, vec![]));
+}
+
+#[tokio::test]
+async fn what_no_cache_answers_is_refused_by_its_kind() {
+    let stage = Stage::new("", well_behaved).await;
+    for (qtype, rcode) in [
+        (Qtype::AXFR, Rcode::REFUSED),
+        (Qtype::IXFR, Rcode::REFUSED),
+        (Qtype::TKEY, Rcode::NOTIMP),
+        (Qtype::OPT, Rcode::NOTIMP),
+    ] {
+        let error = stage.ask("example.org", qtype).await.expect_err("refused");
+        assert_eq!(error.rcode(), rcode, "{qtype}");
+    }
+    let chaos = Query { qclass: Qclass::CH, ..query("version.bind", Qtype::TXT) };
+    let error = stage.resolver.resolve(&chaos, Carrier::Datagram).await.expect_err("hidden");
+    assert_eq!(error.rcode(), Rcode::REFUSED);
+    let open = Stage::new("[local]\nversion = \"ours\"", well_behaved).await;
+    let told = open.resolver.resolve(&chaos, Carrier::Datagram).await.expect("told");
+    assert!(told.entry.encoded().as_wire().ends_with(b"\x04ours"));
+}
+
+#[tokio::test]
+async fn the_longest_suffix_decides_and_a_written_zone_beats_a_special_name() {
+    let other =
+        Scripted::start(|seen| vec![Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 9], 60))])
+            .await;
+    let zones: String = ["corp.example.org", "test"]
+        .map(|zone| {
+            format!("[[forward]]\nzone = \"{zone}\"\nupstreams = [\"{}\"]\n", other.address)
+        })
+        .concat();
+    let stage = Stage::new(&zones, well_behaved).await;
+    for (name, address) in [
+        ("example.org", "192.0.2.1"),
+        ("xcorp.example.org", "192.0.2.1"),
+        ("corp.example.org", "192.0.2.9"),
+        ("a.b.corp.example.org", "192.0.2.9"),
+        ("a.test", "192.0.2.9"),
+    ] {
+        let (_, answer) = stage.answer(name, Qtype::A).await;
+        assert_eq!(answer, [format!("{name}. A {address}")]);
+    }
+}
+
+#[tokio::test]
+async fn the_byte_budget_holds_under_a_flood_of_unique_names() {
+    let budget: u64 = 256 * 1024;
+    let stage = Stage::new("[cache]\nsize = \"256KiB\"", well_behaved).await;
+    let cache = stage.resolver.cache();
+    for index in 0..20_000u32 {
+        let asked = query(&format!("n{index}.example.org"), Qtype::A);
+        let record = crate::dns::build::LocalRecord {
+            owner: asked.qname.clone(),
+            rtype: Qtype::A,
+            ttl: Ttl::from_wire(300),
+            rdata: index.to_be_bytes().to_vec(),
+        };
+        let encoded = crate::dns::build::authoritative(&asked, Rcode::NOERROR, &[record], &[]);
+        let key = KeyBuffer::from_query(&asked);
+        let epoch = cache.epoch(key.qname());
+        let source = Source { zone: ZoneId::NONE, origin: Origin::Forward, epoch };
+        cache.store(&key, encoded, source, clock::now());
+        let (_, bytes) = cache.fill();
+        assert!(bytes <= budget, "{bytes} after {index}");
+    }
+    cache.maintain();
+    let (entries, bytes) = cache.fill();
+    assert!(bytes <= budget && entries > 100, "{entries} entries, {bytes} bytes");
+}
