@@ -49,7 +49,15 @@ const FENCES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["rustls", "webpki_roots"], &["src/upstream/"]),
-    (&["socket2", "libc"], &["src/serve/socket.rs", "src/upstream/ports.rs"]),
+    (
+        &["socket2", "libc"],
+        &[
+            "src/serve/socket.rs",
+            "src/serve/batch.rs",
+            "src/serve/system.rs",
+            "src/upstream/ports.rs",
+        ],
+    ),
     (&["moka"], &["src/cache/mod.rs"]),
     (&["axum"], &["src/admin/"]),
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),

@@ -172,7 +172,7 @@ async fn maintain_cache(front: Arc<Front>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        front.resolver.cache().maintain();
+        front.resolver.cache().maintain(crate::clock::now());
     }
 }
 
@@ -184,6 +184,7 @@ struct Signals {
 }
 
 impl Signals {
+    /// Heeds them from now on.
     fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,

@@ -35,6 +35,7 @@ impl View {
         self.configured();
     }
 
+    /// Tells the metrics which configuration is in force.
     fn configured(&self) {
         self.control.front.metrics.life.configured(&self.config().to_toml());
     }

@@ -27,7 +27,7 @@ use crate::resolve::Resolver;
 use crate::serve::allow::{self, AllowList};
 use crate::serve::front::{Front, Policy};
 use crate::serve::quota::Shares;
-use crate::serve::{self, BindError, Runners, socket};
+use crate::serve::{self, BindError, Runners, system};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{self, Telemetry, TelemetryError};
 use crate::upstream::Upstreams;
@@ -68,7 +68,7 @@ impl StartError {
 pub fn run(sources: &Sources, take_over: bool) -> Result<(), StartError> {
     let config = sources.load()?;
     let telemetry = telemetry::init(&config.log)?;
-    if let Err(error) = socket::raise_descriptor_limit() {
+    if let Err(error) = system::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
     let parts = Parts::make(config, telemetry, take_over)?;

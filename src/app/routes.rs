@@ -53,6 +53,7 @@ impl Maker {
         Ok(Routes::new(local, self.metrics.zone(&Name::root()), root, zones))
     }
 
+    /// One forward zone with its upstreams.
     fn zone(&self, forward: &Forward) -> Result<Arc<ForwardZone>, RoutesError> {
         let upstreams = match &forward.upstreams {
             UpstreamSource::Fixed(upstreams) => upstreams.clone(),
@@ -106,6 +107,7 @@ fn read_hosts(path: &PathBuf) -> Result<Hosts, RoutesError> {
     Ok(hosts)
 }
 
+/// The text of a file; what is not UTF-8 is mended.
 fn read(path: &PathBuf) -> Result<String, RoutesError> {
     let unreadable = |source| RoutesError::Unreadable { path: path.clone(), source };
     std::fs::read(path)

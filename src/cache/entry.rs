@@ -1,6 +1,6 @@
 //! One stored response with its times.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Source;
@@ -10,10 +10,11 @@ use super::policy::Lifetime;
 use crate::dns::response::{Aging, Encoded};
 use crate::metrics::{Origin, ZoneId};
 
-/// What moka and the allocator add to an entry beyond what is counted by name, in bytes.
+/// What moka, the index and the allocator add to an entry beyond what is counted by name, in bytes.
 ///
-/// Measured (DESIGN §3): about 300 bytes of nodes, deques and hash table per entry.
-const OVERHEAD: usize = 300;
+/// About 300 bytes of nodes, deques and hash table in moka (measured by its users and by us), and
+/// 50 of a hash table's slot at its usual fill.
+const OVERHEAD: usize = 350;
 
 /// Hits in the last tenth of a lifetime that make a name popular enough to be prefetched.
 const POPULAR: u32 = 3;
@@ -27,6 +28,8 @@ pub struct Entry {
     lifetime: Lifetime,
     /// Hits since the last tenth of the lifetime began; `u32::MAX` once a prefetch is claimed.
     late_hits: AtomicU32,
+    /// Read since the store was last told.
+    touched: AtomicBool,
 }
 
 /// How an entry stands at one moment.
@@ -43,21 +46,26 @@ pub enum State {
 impl Entry {
     /// Stored at `now` for `lifetime`.
     pub fn new(encoded: Encoded, lifetime: Lifetime, source: Source, now: Instant) -> Self {
-        Self { encoded, source, stored_at: now, lifetime, late_hits: AtomicU32::new(0) }
+        let (late_hits, touched) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { encoded, source, stored_at: now, lifetime, late_hits, touched }
     }
 
+    /// The response.
     pub fn encoded(&self) -> &Encoded {
         &self.encoded
     }
 
+    /// The zone under which it is counted.
     pub fn zone(&self) -> ZoneId {
         self.source.zone
     }
 
+    /// Where it came from.
     pub fn origin(&self) -> Origin {
         self.source.origin
     }
 
+    /// The epoch of its name when work on it began.
     pub fn epoch(&self) -> Epoch {
         self.source.epoch
     }
@@ -98,12 +106,26 @@ impl Entry {
         hits + 1 == POPULAR
     }
 
+    /// Notes that the entry was read.
+    pub fn touch(&self) {
+        // Most hits find it noted; a read that two threads share costs less than a write.
+        if !self.touched.load(Ordering::Relaxed) {
+            self.touched.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells whether the entry was read since the last call.
+    pub fn take_touch(&self) -> bool {
+        self.touched.load(Ordering::Relaxed) && self.touched.swap(false, Ordering::Relaxed)
+    }
+
     /// Bytes that the entry costs the budget, its key and the store's overhead included.
     pub fn weight(&self, key: &Key) -> u32 {
         let bytes = size_of::<Self>() + self.encoded.heap_bytes() + key.heap_bytes() + OVERHEAD;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
+    /// How long ago it was stored.
     fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.stored_at)
     }

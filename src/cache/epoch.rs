@@ -51,6 +51,7 @@ impl Epochs {
         self.counts[slot as usize].load(Ordering::Acquire) == count
     }
 
+    /// The slot of a folded wire name.
     fn slot(&self, qname: &[u8]) -> usize {
         usize::try_from(self.hasher.hash_one(qname)).unwrap_or(usize::MAX) % SLOTS
     }

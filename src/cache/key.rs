@@ -1,6 +1,7 @@
 //! The name of a stored response: folded qname, qtype, qclass, and what else shapes an answer.
 
 use std::borrow::Borrow;
+use std::sync::Arc;
 
 use crate::dns::query::{Query, QueryView};
 use crate::dns::{MAX_NAME_LEN, Qclass, Qtype, wire};
@@ -13,14 +14,19 @@ const DO: u8 = 1;
 const CD: u8 = 2;
 const FAILURE: u8 = 4;
 
-/// An owned key, as the store holds it.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Key(Box<[u8]>);
+/// An owned key, as store and index hold it; cloning shares.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key(Arc<[u8]>);
 
 impl Key {
     /// The folded qname in wire form.
     pub fn qname(&self) -> &[u8] {
         &self.0[..self.0.len() - TAIL]
+    }
+
+    /// The key's bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
     }
 
     /// Bytes that the key owns on the heap.
@@ -74,6 +80,7 @@ impl KeyBuffer {
         other
     }
 
+    /// The key's bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

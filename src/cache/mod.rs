@@ -1,29 +1,32 @@
 //! Keeps responses: one store, one byte budget, one law of lifetimes.
 //!
 //! What owns what: [`key`] names a response, [`entry`] is one with its times, [`policy`] is the law
-//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once.
+//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once, [`index`]
+//! is where a hit finds its entry.
 //! It refuses to ask anybody: a miss is a miss, `resolve` decides what follows.
 //!
-//! Freshness is decided by the caller's `now`; moka only stores and evicts.
+//! Freshness is decided by the caller's `now`; moka weighs, admits and evicts.
 
 pub mod entry;
 pub mod epoch;
+mod index;
 pub mod key;
 pub mod policy;
 
 use std::hash::RandomState;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use moka::sync::Cache as Store;
 
 use self::entry::{Entry, State};
 use self::epoch::{Epoch, Epochs};
+use self::index::Index;
 use self::key::{Key, KeyBuffer};
 use self::policy::Lifetime;
 use crate::config;
-use crate::dns::name::Name;
+use crate::dns::name::{Name, suffixes};
 use crate::dns::response::Encoded;
 use crate::metrics::{CacheMetrics, Origin, ZoneId};
 
@@ -37,12 +40,19 @@ pub enum Found {
     Absent,
 }
 
+/// How often [`Cache::maintain`] tells the store what has been read.
+const TOUCH_EVERY: Duration = Duration::from_secs(1);
+
 /// The response cache of a process.
 pub struct Cache {
+    /// Where entries are found; holds what `store` holds.
+    index: Arc<Index>,
+    /// Decides what stays.
     store: Store<Key, Arc<Entry>, RandomState>,
     policy: ArcSwap<config::Cache>,
     epochs: Epochs,
     metrics: CacheMetrics,
+    touched_at: Mutex<Instant>,
 }
 
 /// Where a response comes from, for the one who stores it.
@@ -57,17 +67,21 @@ pub struct Source {
 impl Cache {
     /// An empty cache under `policy`, whose `size` is its byte budget from now on.
     pub fn new(policy: config::Cache, metrics: CacheMetrics) -> Self {
-        let evictions = metrics.evictions.clone();
+        let index = Arc::new(Index::default());
+        let (evictions, of_store) = (metrics.evictions.clone(), Arc::clone(&index));
         let store = Store::builder()
             .max_capacity(policy.size)
             .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
-            .eviction_listener(move |_, _, cause| {
+            .eviction_listener(move |key: Arc<Key>, entry, cause| {
+                of_store.remove(&key, &entry);
                 if cause == moka::notification::RemovalCause::Size {
                     evictions.inc();
                 }
             })
             .build_with_hasher(RandomState::new());
-        Self { store, policy: ArcSwap::from_pointee(policy), epochs: Epochs::default(), metrics }
+        let (policy, epochs) = (ArcSwap::from_pointee(policy), Epochs::default());
+        let touched_at = Mutex::new(crate::clock::now());
+        Self { index, store, policy, epochs, metrics, touched_at }
     }
 
     /// Takes over another policy; a changed `size` needs a new process and is left as it was.
@@ -79,14 +93,16 @@ impl Cache {
     ///
     /// Allocates nothing.
     pub fn fresh(&self, key: &KeyBuffer, now: Instant) -> Option<Arc<Entry>> {
-        let entry = self.store.get(key.as_slice())?;
+        let entry = self.index.find(key.as_slice())?;
+        entry.touch();
         let servable = entry.state(now) == State::Fresh && self.epochs.is_current(&entry);
         servable.then_some(entry)
     }
 
     /// The entry under `key`, with how it stands at `now`.
     pub fn lookup(&self, key: &KeyBuffer, now: Instant) -> Found {
-        let Some(entry) = self.store.get(key.as_slice()) else { return Found::Absent };
+        let Some(entry) = self.index.find(key.as_slice()) else { return Found::Absent };
+        entry.touch();
         if !self.epochs.is_current(&entry) {
             return Found::Absent;
         }
@@ -118,9 +134,16 @@ impl Cache {
         let entry = Arc::new(Entry::new(encoded, lifetime, source, now));
         let current = self.epochs.is_current(&entry);
         if lifetime != Lifetime::NONE && current && policy.size > 0 {
-            self.store.insert(key.to_key(), Arc::clone(&entry));
+            self.insert(key.to_key(), &entry);
         }
         entry
+    }
+
+    /// Puts an entry into index and store.
+    fn insert(&self, key: Key, entry: &Arc<Entry>) {
+        // First the index: the store may turn the entry away at once, and takes it out again then.
+        self.index.insert(key.clone(), Arc::clone(entry));
+        self.store.insert(key, Arc::clone(entry));
     }
 
     /// Remembers that resolving `key` failed, apart from any answer under the same key.
@@ -131,10 +154,10 @@ impl Cache {
         if policy.size == 0 {
             return;
         }
-        let lifetime = Lifetime { fresh: policy.failure_ttl, stale: std::time::Duration::ZERO };
+        let lifetime = Lifetime { fresh: policy.failure_ttl, stale: Duration::ZERO };
         let entry = Arc::new(Entry::new(failure, lifetime, source, now));
         self.metrics.failures_cached.inc();
-        self.store.insert(key.for_failure().to_key(), entry);
+        self.insert(key.for_failure().to_key(), &entry);
     }
 
     /// The remembered failure of `key`, if it still holds.
@@ -165,10 +188,16 @@ impl Cache {
         doomed.len()
     }
 
-    /// Applies pending inserts and evictions and refreshes the gauges.
+    /// Applies pending inserts and evictions, tells the store what was read, refreshes the gauges.
     ///
-    /// Called from the resolver runtime, so that no hit pays for evictions.
-    pub fn maintain(&self) {
+    /// Called from the resolver runtime, so that no hit pays for any of it.
+    pub fn maintain(&self, now: Instant) {
+        let mut touched_at = self.touched_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(*touched_at) >= TOUCH_EVERY {
+            *touched_at = now;
+            self.index.touched(|key| drop(self.store.get(key.as_slice())));
+        }
+        drop(touched_at);
         self.store.run_pending_tasks();
         self.metrics.entries.set(i64::try_from(self.store.entry_count()).unwrap_or(i64::MAX));
         self.metrics.bytes.set(i64::try_from(self.store.weighted_size()).unwrap_or(i64::MAX));

@@ -75,6 +75,7 @@ pub fn failure(query: &Query, rcode: Rcode, ede: Option<&Ede>) -> Encoded {
     Encoded::from_wire(&out).expect("a header and a question are well-formed")
 }
 
+/// The beginning of a response: header and question.
 fn header_and_question(query: &Query, rcode: Rcode) -> Vec<u8> {
     let mut out = vec![0; HEADER_LEN];
     wire::put_u16(&mut out, 2, flag::QR | flag::RA | rcode.0);

@@ -55,6 +55,7 @@ pub fn message(qname: &str, qtype: Qtype, rcode: Rcode, records: &[Record<'_>]) 
     out
 }
 
+/// Appends a name in wire form.
 fn push_name(out: &mut Vec<u8>, name: &str) {
     out.extend(Name::from_text(name).expect("a test's name").as_wire());
 }

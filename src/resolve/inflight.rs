@@ -16,6 +16,7 @@ pub type Outcome = Result<Arc<Entry>, ResolveError>;
 #[derive(Default)]
 pub struct InFlight(Arc<Mutex<Table>>);
 
+/// Where those who follow wait, by key.
 type Table = HashMap<Key, watch::Receiver<Option<Outcome>>>;
 
 /// What joining an exchange gives.
@@ -74,6 +75,7 @@ impl Follow {
     }
 }
 
+/// Locks the table; a panic elsewhere leaves it as good as it was.
 fn lock(table: &Mutex<Table>) -> std::sync::MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }

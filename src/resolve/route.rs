@@ -62,6 +62,7 @@ impl Routes {
         Route::Forward(&self.root)
     }
 
+    /// Our own data.
     pub fn local(&self) -> &Local {
         &self.local
     }

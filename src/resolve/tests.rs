@@ -57,7 +57,13 @@ impl Stage {
 }
 
 fn load(text: &str) -> Config {
-    config::load::tests::load_text(text).expect("the test's configuration is right")
+    let inputs = config::Inputs {
+        file: Some((std::path::Path::new("test.toml"), text)),
+        environment: &[],
+        flags: &config::Flags::default(),
+        host: &config::host::Host::sample(),
+    };
+    config::load(&inputs).expect("the test's configuration is right")
 }
 
 fn routes(config: &Config, upstreams: &Arc<Upstreams>) -> Routes {
@@ -331,8 +337,8 @@ async fn the_longest_suffix_decides_and_a_written_zone_beats_a_special_name() {
 
 #[tokio::test]
 async fn the_byte_budget_holds_under_a_flood_of_unique_names() {
-    let budget: u64 = 256 * 1024;
-    let stage = Stage::new("[cache]\nsize = \"256KiB\"", well_behaved).await;
+    let budget: u64 = 1 << 20;
+    let stage = Stage::new("[cache]\nsize = \"1MiB\"", well_behaved).await;
     let cache = stage.resolver.cache();
     for index in 0..20_000u32 {
         let asked = query(&format!("n{index}.example.org"), Qtype::A);
@@ -350,7 +356,7 @@ async fn the_byte_budget_holds_under_a_flood_of_unique_names() {
         let (_, bytes) = cache.fill();
         assert!(bytes <= budget, "{bytes} after {index}");
     }
-    cache.maintain();
+    cache.maintain(clock::now());
     let (entries, bytes) = cache.fill();
     assert!(bytes <= budget && entries > 100, "{entries} entries, {bytes} bytes");
 }

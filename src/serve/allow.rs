@@ -41,6 +41,7 @@ impl AllowList {
         list
     }
 
+    /// Adds one network.
     fn push(&mut self, address: IpAddr, prefix: u8) {
         match address {
             IpAddr::V4(v4) => {
@@ -65,7 +66,7 @@ impl AllowList {
 
 /// The prefixes of this host's own links.
 pub fn on_link() -> Vec<Network> {
-    super::socket::interface_networks().unwrap_or_else(|error| {
+    super::system::interface_networks().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the links' prefixes; only the default networks may ask");
         Vec::new()
     })

@@ -24,7 +24,7 @@ use crate::telemetry::QueryLog;
 /// What may change while we run.
 pub struct Policy {
     pub allow: AllowList,
-    /// The largest UDP response, in bytes; at most [`super::socket::DATAGRAM`].
+    /// The largest UDP response, in bytes; at most [`super::batch::DATAGRAM`].
     pub udp_payload: u16,
     /// Which queries are logged.
     pub query_log: QueryLog,
@@ -143,6 +143,7 @@ impl Front {
         })
     }
 
+    /// Counts a refusal under its kind.
     fn count_refusal(&self, rcode: Rcode) {
         let serve = &self.metrics.serve;
         if rcode == Rcode::BADVERS {

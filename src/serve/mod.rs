@@ -1,17 +1,19 @@
 //! Faces stub resolvers: takes queries in, gives every one its response.
 //!
 //! [`front`] looks at a message: refused, answered from the cache, or a miss. [`udp`] and [`tcp`] are
-//! the front ends, [`socket`] their system calls. A miss goes through [`handler`], the one
+//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss goes through [`handler`], the one
 //! `RequestHandler` for every way in; [`reply`] writes what is not a stored response; [`quota`]
 //! shares what is bounded fairly among sources.
 //! It refuses to decide what the answer is: that is `resolve`.
 
 pub mod allow;
+pub mod batch;
 pub mod front;
 pub mod handler;
 pub mod quota;
 pub mod reply;
 pub mod socket;
+pub mod system;
 pub mod tcp;
 pub mod udp;
 
@@ -79,6 +81,7 @@ pub fn bind(listens: &[Listen], serve: &Serve, take_over: bool) -> Result<Bound,
     Ok(bound)
 }
 
+/// Binds one address for every thread, and for TCP.
 fn bind_one(
     listen: &Listen,
     serve: &Serve,

@@ -19,10 +19,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::Runners;
+use super::batch::DATAGRAM;
 use super::front::{Front, Look};
 use super::handler::{self, Handler};
 use super::quota::{Share, Shares};
-use super::socket::DATAGRAM;
 use crate::clock;
 use crate::config;
 use crate::metrics::Tally;

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Runners;
+use super::batch::{BATCH, DATAGRAM, Inbox, Outbox, Peer};
 use super::front::{Facts, Front, Look, Policy, SHED};
 use super::handler::{self, Handler};
 use super::quota::Share;
 use super::reply;
-use super::socket::{self, BATCH, Inbox, Outbox, Peer, UdpSocket};
+use super::socket::{self, UdpSocket};
 use crate::clock;
 use crate::dns::Rcode;
 use crate::metrics::{Arrival, Origin, ThreadTally};
@@ -130,7 +131,7 @@ impl Serve {
         let look = self.front.look(wire, source.ip(), now, policy);
         let limit = match &look {
             Look::Hit(view, _) => view.udp_limit(policy.udp_payload),
-            _ => socket::DATAGRAM,
+            _ => DATAGRAM,
         };
         let out = &mut self.outbox.slot()[..limit];
         let mut facts = self.front.answer(&look, wire, now, out);
