@@ -691,3 +691,71 @@ async fn an_extended_error_of_a_failure_is_kept() {
     let Err(ExchangeError::Failed { ede: Some(ede), .. }) = error else { panic!("{error:?}") };
     assert_eq!(ede.code.0, 6);
 }
+
+#[tokio::test]
+async fn with_300_ports_nothing_is_lost_and_the_classes_stay_apart() {
+    let one = Scripted::start(well_behaved).await;
+    let metrics = Metrics::new();
+    let range = PortRange { first: 19_000, last: 19_299, reserved: Vec::new() };
+    let upstreams = Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics)));
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    for round in 0..40 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..50 {
+            let group = Arc::clone(&group);
+            let qtype = if n % 2 == 0 { Qtype::A } else { Qtype::AAAA };
+            let query = query(&format!("n{n}.r{round}.example.org"), qtype);
+            tasks.spawn(async move { group.exchange(&query).await.expect("an answer") });
+        }
+        tasks.join_all().await;
+    }
+    let seen = one.seen();
+    assert!(seen.iter().filter(|seen| !seen.by_tcp).all(|seen| {
+        let port = seen.from.port();
+        (19_000..=19_299).contains(&port)
+            && PortClass::of_port(port) == PortClass::of_qtype(seen.qtype())
+    }));
+    // 200 ports are fresh once; a busy machine may send more than the 2,000 queries.
+    assert!(metrics.ports.unrested.get() >= 1800, "{}", metrics.ports.unrested.get());
+}
+
+#[tokio::test]
+async fn a_kept_socket_outlives_an_upstream_that_was_away() {
+    let one = Scripted::start(well_behaved).await;
+    let address = one.address;
+    let zone = Forward { ports: PortPolicy::Pooled, ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    group.exchange(&query("a.example.org", Qtype::A)).await.expect("an answer");
+    drop(one);
+    tokio::time::sleep(50 * MS).await;
+    let error = group.exchange(&query("b.example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    let _back = Scripted::start_at(address, well_behaved).await;
+    group.exchange(&query("c.example.org", Qtype::A)).await.expect("an answer");
+    assert!(!group.is_down());
+}
+
+#[tokio::test]
+async fn ten_thousand_forged_responses_are_worth_nothing() {
+    let one = Scripted::start(|seen| {
+        let good = Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 1], 60));
+        let forged = |id: u16| {
+            let mut forged = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
+            forged[..2].copy_from_slice(&id.to_be_bytes());
+            Act::Send(forged)
+        };
+        let own = seen.id();
+        let guesses = (1..=100u16).map(|step| forged(own.wrapping_add(step * 331)));
+        guesses.chain([good]).collect()
+    })
+    .await;
+    let (upstreams, metrics) = upstreams();
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    for n in 0..100 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        let received = group.exchange(&query).await.expect("an answer");
+        assert!(received.encoded.as_wire().ends_with(&[192, 0, 2, 1]));
+    }
+    let ignored = metrics.upstream(&one.address.to_string()).mismatched.get();
+    assert!(ignored > 9_000, "{ignored} of 10,000 were read before the good one");
+}
