@@ -646,6 +646,23 @@ fn the_readme_lists_every_metric() {
 }
 
 #[test]
+fn the_readme_lists_every_key_with_its_default() {
+    let row = |key: &nodens::config::keys::Key| {
+        format!("| `{}` | {} | {} |", key.name, key.default, key.doc)
+    };
+    let rows: Vec<String> = nodens::config::keys::KEYS.iter().map(row).collect();
+    let section = |readme: &'static str| {
+        let (_, section) = readme.split_once("\n## Configuration\n").unwrap_or_default();
+        section.split("\n## ").next().unwrap_or_default()
+    };
+    let written = section(include_str!("../README.md"));
+    assert_eq!(check_table("", &rows, "| `").len(), rows.len(), "blind to a missing key");
+    let stale = format!("{written}\n| `cache.colour` | blue | none |\n");
+    assert!(!check_table(&stale, &rows, "| `").is_empty(), "blind to an invented key");
+    assert_eq!(check_table(written, &rows, "| `"), Vec::<String>::new());
+}
+
+#[test]
 fn blanking_keeps_code_and_lines() {
     for (text, code) in [
         ("a // b\nc", "a \nc"),
