@@ -142,6 +142,11 @@ impl QueryLog {
         Self { threshold: (queries.clamp(0.0, 1.0) * 2_f64.powi(32)) as u64 }
     }
 
+    /// Tells whether any query is logged.
+    pub fn is_on(&self) -> bool {
+        self.threshold > 0
+    }
+
     /// Logs one answered query, or not. `qname` is an uncompressed wire name.
     ///
     /// Costs one comparison when the log is off, and allocates only for a query that is logged.

@@ -177,13 +177,11 @@ impl Cache {
     /// their answers back afterwards, so a caller that changed upstreams does that first.
     pub fn flush_within(&self, name: &Name) -> usize {
         self.metrics.flushes.inc();
-        let within =
-            |key: &Key| crate::dns::name::suffixes(key.qname()).any(|s| s == name.as_wire());
-        let doomed: Vec<Arc<Key>> =
-            self.store.iter().map(|(key, _)| key).filter(|key| within(key)).collect();
+        let within = |key: &Key| suffixes(key.qname()).any(|suffix| suffix == name.as_wire());
+        let doomed = self.index.keys(within);
         for key in &doomed {
             self.epochs.bump(key.qname());
-            self.store.invalidate(key.as_ref());
+            self.store.invalidate(key.as_slice());
         }
         doomed.len()
     }

@@ -17,7 +17,7 @@ use crate::cache::key::KeyBuffer;
 use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::{QueryView, Refusal};
 use crate::dns::{Qtype, Rcode};
-use crate::metrics::{Arrival, Metrics, Origin, ZoneId};
+use crate::metrics::{Answered, Arrival, Metrics, Origin, ZoneId};
 use crate::resolve::Resolver;
 use crate::telemetry::QueryLog;
 
@@ -184,6 +184,16 @@ pub fn vet<'a>(wire: &'a [u8], source: IpAddr, policy: &Policy) -> Look<'a> {
     Look::Miss(view)
 }
 
+impl<'a> Look<'a> {
+    /// The qname in wire form; the root where the message is no query.
+    pub fn qname(&self) -> &'a [u8] {
+        match self {
+            Self::Silence | Self::Malformed(_) => &[0],
+            Self::Refused(view, ..) | Self::Hit(view, _) | Self::Miss(view) => view.qname(),
+        }
+    }
+}
+
 /// Entries of our own data count as what they are, all others as hits.
 fn hit_origin(entry: &Entry) -> Origin {
     match entry.origin() {
@@ -207,12 +217,8 @@ impl Facts {
     }
 
     /// The same as the metrics take it.
-    pub fn answered(
-        &self,
-        arrival: Arrival,
-        duration: std::time::Duration,
-    ) -> crate::metrics::Answered {
-        crate::metrics::Answered {
+    pub fn answered(&self, arrival: Arrival, duration: std::time::Duration) -> Answered {
+        Answered {
             arrival,
             zone: self.zone,
             qtype: self.qtype,

@@ -154,7 +154,14 @@ impl RequestHandler for Handler {
         };
         let arrival = arrival_of(request.src(), carrier);
         let duration = clock::now().saturating_duration_since(started);
-        self.tally.record(&facts.answered(arrival, duration));
+        let answered = facts.answered(arrival, duration);
+        self.tally.record(&answered);
+        let log = self.front.policy.load().query_log;
+        if log.is_on()
+            && let Ok(view) = QueryView::parse(request.as_slice())
+        {
+            log.log(request.src(), view.qname(), &answered);
+        }
         info
     }
 }

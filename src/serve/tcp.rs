@@ -237,6 +237,7 @@ impl Connection {
         };
         let mut out = vec![0; room];
         let mut facts = front.answer(&look, &message, received, &mut out);
+        let logged = policy.query_log.is_on().then(|| look.qname().to_vec());
         match &look {
             Look::Silence => return None,
             Look::Miss(view) => match front.in_flight.take(self.source.ip()) {
@@ -253,7 +254,11 @@ impl Connection {
         sender.send(out).await.ok()?;
         let arrival = handler::arrival_of(self.source, Carrier::Stream);
         let duration = clock::now().saturating_duration_since(received);
-        self.server.tally.record(&facts.answered(arrival, duration));
+        let answered = facts.answered(arrival, duration);
+        self.server.tally.record(&answered);
+        if let Some(qname) = logged {
+            policy.query_log.log(self.source, &qname, &answered);
+        }
         Some(())
     }
 

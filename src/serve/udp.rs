@@ -147,8 +147,13 @@ impl Serve {
             _ => {}
         }
         if let Some(facts) = facts {
+            let arrival = handler::arrival_of(source, Carrier::Datagram);
+            if policy.query_log.is_on() {
+                let answered = facts.answered(arrival, clock::now() - now);
+                policy.query_log.log(source, look.qname(), &answered);
+            }
             self.outbox.commit(i, facts.response_len);
-            self.facts.push((facts, handler::arrival_of(source, Carrier::Datagram)));
+            self.facts.push((facts, arrival));
         }
     }
 
