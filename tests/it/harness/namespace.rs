@@ -6,8 +6,8 @@ use std::process::Command;
 
 use super::process::{cannot_run, find};
 
-/// Set for the process that runs one test again as root of a user namespace.
-const AGAIN: &str = "NODENS_IT_NAMESPACE";
+/// Set for the process that runs one test again in a user namespace.
+const AGAIN: &str = "IT_NAMESPACE";
 
 /// Runs `body` on a thread in network and mount namespaces of its own, `lo` up.
 ///
@@ -30,7 +30,9 @@ pub fn inside(body: impl FnOnce() + Send) {
     }
 }
 
-/// Runs the calling test alone as root of a user namespace.
+/// Runs the calling test alone with all capabilities of a user namespace.
+///
+/// Under its own user: as "root" some programs (tcpdump) would try to become somebody else.
 fn again() {
     let thread = std::thread::current();
     let Some(test) = thread.name().filter(|name| *name != "main") else {
@@ -40,7 +42,7 @@ fn again() {
         return cannot_run("needs root, or unshare");
     }
     let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--"])
+        .args(["--user", "--map-current-user", "--keep-caps", "--"])
         .arg(std::env::current_exe().expect("this executable"))
         .args(["--exact", test, "--nocapture"])
         .env(AGAIN, "1")

@@ -39,7 +39,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if std::env::var_os("NODENS_IT_KEEP").is_none() {
+        if std::env::var_os("IT_KEEP").is_none() {
             let _ = std::fs::remove_dir_all(&self.0);
         }
     }
