@@ -13,6 +13,7 @@ mod drain;
 mod flood;
 mod harness;
 mod hostile;
+mod links;
 mod opinion;
 mod ports;
 mod reload;
