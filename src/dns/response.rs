@@ -1,6 +1,6 @@
 //! A response as nodens keeps it: wire bytes with marks, fitted to each stub resolver when served.
 //!
-//! How bytes are checked before they become one is [`super::walk`]'s business.
+//! How bytes are checked before they become one is `walk`'s business.
 //! [`Encoded`] is made once, from an upstream's message or a local one, without OPT and with every
 //! name and length checked. [`Encoded::fit`] writes it for one query: id, flags, the question's
 //! case, aged TTLs, OPT, cut to size. It allocates nothing.
