@@ -44,6 +44,8 @@ struct Serve {
     outbox: Outbox,
     /// Facts of the responses in the outbox.
     facts: Vec<(Facts, Arrival)>,
+    /// What the batch leaves to the resolver.
+    misses: Vec<Miss>,
 }
 
 /// Starts serve thread `index` over its sockets.
@@ -68,6 +70,7 @@ pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) 
             inbox: Inbox::default(),
             outbox: Outbox::default(),
             facts: Vec::with_capacity(BATCH),
+            misses: Vec::new(),
         };
         serve.run(owed);
     };
@@ -118,6 +121,7 @@ impl Serve {
         if lost > 0 {
             self.front.metrics.serve.send_failures.inc_by(lost as u64);
         }
+        self.hand_over();
         let duration = clock::now().saturating_duration_since(now);
         for (facts, arrival) in self.facts.drain(..) {
             self.tally.record(&facts.answered(arrival, duration));
@@ -137,7 +141,10 @@ impl Serve {
         let mut facts = self.front.answer(&look, wire, now, out);
         match &look {
             Look::Miss(view) => match self.front.in_flight.take(source.ip()) {
-                Some(share) => self.submit(i, socket, now, share),
+                Some(share) => {
+                    let miss = self.miss(i, socket, now, share);
+                    self.misses.push(miss);
+                }
                 None => facts = Some(self.front.shed(view, out)),
             },
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
@@ -157,9 +164,9 @@ impl Serve {
         }
     }
 
-    /// Gives datagram `i` to the resolver runtime.
-    fn submit(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant, share: Share) {
-        let miss = Miss {
+    /// Datagram `i` on its way to the resolver.
+    fn miss(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant, share: Share) -> Miss {
+        Miss {
             wire: self.inbox.datagram(i).to_vec(),
             peer: *self.inbox.peer(i),
             socket: Arc::clone(socket),
@@ -167,8 +174,20 @@ impl Serve {
             front: Arc::clone(&self.front),
             received,
             _held: (share, self.shutdown.owe()),
-        };
-        self.worker.spawn(miss.resolve());
+        }
+    }
+
+    /// Gives the batch's misses to the resolver runtime, which is woken once for all of them.
+    fn hand_over(&mut self) {
+        if self.misses.is_empty() {
+            return;
+        }
+        let misses = std::mem::take(&mut self.misses);
+        self.worker.spawn(async move {
+            for miss in misses {
+                tokio::spawn(miss.resolve());
+            }
+        });
     }
 }
 
