@@ -1,7 +1,7 @@
 //! Keeps responses: one store, one byte budget, one law of lifetimes.
 //!
 //! What owns what: [`key`] names a response, [`entry`] is one with its times, [`policy`] is the law
-//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once, [`index`]
+//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once, `index`
 //! is where a hit finds its entry.
 //! It refuses to ask anybody: a miss is a miss, `resolve` decides what follows.
 //!
