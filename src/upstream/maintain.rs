@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::attempt::{Attempt, Outcome, Terms};
 use super::peer::Peer;
 use super::probe::Probe;
-use super::{Group, Member, Upstreams};
+use super::{Group, LoopsProbed, Member, Upstreams};
 use crate::clock;
 use crate::config::PortPolicy;
 use crate::dns::query::Query;
@@ -104,11 +104,19 @@ impl Group {
         let looping = self.members.iter().any(Member::is_looping);
         let every = if looping { LOOPS_EVERY_WHILE_LOOPING } else { LOOPS_EVERY };
         let mut probed = self.loops_probed();
-        let due = probed.is_none_or(|last| now.saturating_duration_since(last) >= every);
+        let returns = self.returns();
+        let due = probed.is_none_or(|last| {
+            now.saturating_duration_since(last.at) >= every || last.returns != returns
+        });
         if due {
-            *probed = Some(now);
+            *probed = Some(LoopsProbed { at: now, returns });
         }
         due
+    }
+
+    /// How often upstreams of the group have come back after they had been down.
+    fn returns(&self) -> u32 {
+        self.members.iter().fold(0, |sum, member| sum.wrapping_add(member.peer.returns()))
     }
 
     /// Asks each upstream whether it forwards back to us; gives back those that do.
@@ -119,7 +127,7 @@ impl Group {
     /// # Cancel safety
     /// What was found before is kept.
     pub async fn find_loops(self: &Arc<Self>) -> Vec<Arc<str>> {
-        *self.loops_probed() = Some(clock::now());
+        *self.loops_probed() = Some(LoopsProbed { at: clock::now(), returns: self.returns() });
         let mut probes = JoinSet::new();
         for (index, member) in self.members.iter().enumerate() {
             if let Some(probe) = self.loop_probe.probe(&self.zone) {

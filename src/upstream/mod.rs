@@ -211,6 +211,14 @@ impl Member {
     }
 }
 
+/// When loops were last looked for.
+#[derive(Clone, Copy, Debug)]
+struct LoopsProbed {
+    at: Instant,
+    /// How often the upstreams had come back by then: one that does is looked at anew.
+    returns: u32,
+}
+
 /// The upstreams of one forward zone with its policy.
 pub struct Group {
     zone: Name,
@@ -222,7 +230,7 @@ pub struct Group {
     budget: Mutex<Budget>,
     loop_probe: Arc<LoopProbe>,
     /// When loops were last looked for.
-    loops_probed: Mutex<Option<Instant>>,
+    loops_probed: Mutex<Option<LoopsProbed>>,
     metrics: Arc<Metrics>,
 }
 
@@ -253,7 +261,7 @@ impl Group {
     }
 
     /// Locks the time of the last look for loops.
-    fn loops_probed(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn loops_probed(&self) -> MutexGuard<'_, Option<LoopsProbed>> {
         locked(&self.loops_probed)
     }
 }

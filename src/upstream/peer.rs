@@ -2,7 +2,7 @@
 //!
 //! A [`Peer`] is shared by every group that names the upstream, and outlives a reload.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub struct Peer {
     learned: Mutex<Learned>,
     in_flight: [AtomicUsize; 3],
     has_answered: AtomicBool,
+    /// How often it came back after it had been down.
+    returns: AtomicU32,
 }
 
 /// One response that was heard.
@@ -75,6 +77,7 @@ impl Peer {
             learned: Mutex::default(),
             in_flight: Default::default(),
             has_answered: AtomicBool::new(false),
+            returns: AtomicU32::new(0),
         }
     }
 
@@ -101,6 +104,11 @@ impl Peer {
     /// Exchanges in flight, all classes together.
     pub fn in_flight(&self) -> usize {
         self.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How often it came back after it had been down.
+    pub fn returns(&self) -> u32 {
+        self.returns.load(Ordering::Relaxed)
     }
 
     /// Tells whether anything ever came back.
@@ -220,7 +228,10 @@ impl Peer {
     fn log(&self, change: Option<Change>) {
         match change {
             Some(Change::WentDown) => tracing::warn!(upstream = %self.form, "upstream is down"),
-            Some(Change::CameBack) => tracing::info!(upstream = %self.form, "upstream is back"),
+            Some(Change::CameBack) => {
+                self.returns.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(upstream = %self.form, "upstream is back");
+            }
             None => {}
         }
     }
