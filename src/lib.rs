@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod dns;
 pub mod metrics;
+pub mod netlink;
 pub mod pulse;
 pub mod resolve;
 pub mod serve;

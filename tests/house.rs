@@ -59,6 +59,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["moka"], &["src/cache/mod.rs"]),
+    (&["netlink_sys"], &["src/netlink/"]),
     (&["axum"], &["src/admin/"]),
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),

@@ -14,6 +14,7 @@ mod flood;
 mod harness;
 mod hostile;
 mod links;
+mod netfilter;
 mod opinion;
 mod ports;
 mod reload;
