@@ -5,24 +5,29 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 use super::inspect::View;
 use super::policy;
 use super::routes::{self, Maker};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
-use crate::config::Config;
 use crate::config::load::Sources;
 use crate::config::watch::{Watch, files_of};
+use crate::config::{Config, Network};
 use crate::dns::name::Name;
 use crate::pulse::Pulses;
 use crate::resolve::route::{ForwardZone, Routes};
+use crate::serve::allow;
 use crate::serve::front::Front;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Telemetry;
 
 /// How often the cache applies pending inserts and evictions.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
+
+/// How often the links' own networks are read.
+const LINKS_EVERY: Duration = Duration::from_secs(5);
 
 /// How long readiness waits for any response of an upstream.
 const UPSTREAM_PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +46,7 @@ pub struct Control {
 enum Event {
     Leave(&'static str),
     Reload(String),
+    LookAtLinks,
 }
 
 impl Control {
@@ -70,16 +76,21 @@ impl Control {
             tracing::error!("signals cannot be received; leaving");
             return this.shutdown.begin();
         };
+        let mut links = allow::on_link();
+        let mut link_ticks = tokio::time::interval(LINKS_EVERY);
+        link_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 event = signals.next() => event,
                 files = watch.changed() => Event::Reload(format!("{files:?} changed")),
+                _ = link_ticks.tick() => Event::LookAtLinks,
             };
             match event {
                 Event::Leave(signal) => {
                     tracing::info!(signal, "draining");
                     break this.shutdown.begin();
                 }
+                Event::LookAtLinks => this.look_at_links(&view, &mut links),
                 Event::Reload(why) => {
                     this.reload(&view, &why).await;
                     watch.follow(files_of(&view.config(), Some(&file)));
@@ -92,6 +103,15 @@ impl Control {
             std::process::exit(1);
         });
         drop(admin);
+    }
+
+    /// Lets the stub resolvers of links ask that came up after us, where nobody wrote who may ask.
+    fn look_at_links(&self, view: &View, known: &mut Vec<Network>) {
+        let links = allow::on_link();
+        if links != *known {
+            *known = links;
+            self.front.policy.store(Arc::new(policy(&view.config())));
+        }
     }
 
     /// Reads the configuration anew; when anything is wrong the one in force stays whole.
@@ -169,7 +189,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 /// Applies the cache's pending work for ever, so that no hit pays for it.
 async fn maintain_cache(front: Arc<Front>) {
     let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         front.resolver.cache().maintain(crate::clock::now());
