@@ -310,3 +310,22 @@ fn the_version_is_hidden_unless_written() {
     assert_eq!(answer.answers[0].class, 3);
     assert!(sink.seen_for("version.bind.").is_empty(), "never forwarded");
 }
+
+#[test]
+fn a_popular_name_is_renewed_before_its_end_and_an_unpopular_one_is_not() {
+    let sink = Sink::start(|seen| seen.reply().a(seen, 5, [192, 0, 2, 7]).now());
+    let daemon = Setup::towards(sink.address).start();
+    let question = ask("popular.example.org", qtype::A);
+    wire::udp(daemon.address(), &question);
+    wire::udp(daemon.address(), &ask("unpopular.example.org", qtype::A));
+    std::thread::sleep(Duration::from_millis(4600));
+    let until_renewed = crate::harness::until(Duration::from_millis(350), || {
+        wire::udp(daemon.address(), &question);
+        sink.seen_for("popular.example.org.").len() == 2
+    });
+    assert!(until_renewed, "asked again in the last tenth of its life");
+    std::thread::sleep(Duration::from_millis(700));
+    wire::udp(daemon.address(), &question);
+    assert_eq!(sink.seen_for("popular.example.org.").len(), 2, "the renewed one answers");
+    assert_eq!(sink.seen_for("unpopular.example.org.").len(), 1);
+}

@@ -139,3 +139,21 @@ fn sigterm_under_load_loses_nothing_that_was_received() {
     let status = daemon.process.wait(Duration::from_secs(8)).expect("an end");
     assert_eq!(status.code(), Some(0), "{}", daemon.log());
 }
+
+#[test]
+fn a_second_sigterm_ends_it_at_once() {
+    let sink = Sink::start(|seen| match seen.qname.starts_with("hang") {
+        true => Action::Ignore,
+        false => sink::ordinary(seen).now(),
+    });
+    let mut daemon = Setup::towards(sink.address).start();
+    Udp::to(daemon.address()).send(&ask("hang.example.org", qtype::A).to_wire());
+    assert!(until(PATIENCE, || !sink.seen_for("hang.example.org.").is_empty()));
+    daemon.process.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    daemon.process.signal(libc::SIGTERM);
+    let status = daemon.process.wait(Duration::from_secs(6)).expect("an end");
+    assert_eq!(status.code(), Some(1), "{}", daemon.log());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}

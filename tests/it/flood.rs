@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use crate::harness::load::Load;
-use crate::harness::{Knot, Setup, ask, namespace, needs, qtype, wire};
+use crate::harness::load::{Load, Running};
+use crate::harness::{Daemon, Knot, Setup, ask, namespace, needs, qtype, wire};
 
 /// Names of which two in a hundred are unique: `hot` ones come from the cache.
 fn names(total: usize, hot: usize) -> Vec<String> {
@@ -40,6 +40,21 @@ fn at_full_speed_every_query_is_answered_or_counted_and_memory_stays_within_the_
     namespace::inside(full_speed);
 }
 
+/// The most resident memory while the load runs; says every 5 s how much it is.
+fn watch_memory(daemon: &Daemon, load: &mut Running, idle: u64) -> u64 {
+    let (mut most, mut rounds) = (idle, 0);
+    while load.is_running() {
+        let now = daemon.process.resident();
+        most = most.max(now);
+        if rounds % 50 == 0 {
+            eprintln!("{} KiB over idle", now.saturating_sub(idle) >> 10);
+        }
+        rounds += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    most
+}
+
 /// The run itself, in a namespace where every drop of the kernel is ours.
 fn full_speed() {
     let seconds = if std::env::var_os("IT_LONG").is_some() { 60 } else { 8 };
@@ -50,11 +65,7 @@ fn full_speed() {
     let counted = |name| daemon.metric(name, "");
     let before = counted("coredns_dns_requests_total");
     let mut load = Load::full_speed(seconds, names(3_000_000, 900)).start(daemon.address());
-    let mut most = idle;
-    while load.is_running() {
-        most = most.max(daemon.process.resident());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let most = watch_memory(&daemon, &mut load, idle);
     let report = load.report();
     let answered = counted("coredns_dns_requests_total") - before;
     let shed = counted("nodens_queries_shed_total");
@@ -96,11 +107,7 @@ fn unique_names_for_ever_stay_within_the_budget() {
     let idle = daemon.process.resident();
     let names = (0..400_000).map(|number| format!("u{number}.wild.example.org A")).collect();
     let mut load = Load::full_speed(6, names).start(daemon.address());
-    let mut most = idle;
-    while load.is_running() {
-        most = most.max(daemon.process.resident());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let most = watch_memory(&daemon, &mut load, idle);
     let report = load.report();
     eprintln!(
         "{} completed; RSS {} KiB idle, {} KiB most",

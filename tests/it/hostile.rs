@@ -1,10 +1,11 @@
 //! Hostile packets: whatever comes, the daemon lives and every response belongs to its asker.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::harness::message::{Answer, flag, u16_at};
-use crate::harness::{Knot, Setup, Tcp, Udp, ask, needs, qtype, rcode, wire};
+use crate::harness::{Action, Knot, Setup, Sink, Tcp, Udp, ask, needs, qtype, rcode, sink, wire};
 
 /// A generator that gives the same packets in every run (SplitMix64).
 struct Chance(u64);
@@ -116,4 +117,32 @@ fn a_thousand_mutated_queries_by_tcp_leave_the_daemon_alive() {
     assert_eq!(daemon.metric("coredns_panics_total", ""), 0.0, "{}", daemon.log());
     let after = wire::tcp(daemon.address(), &ask("www.example.org", qtype::A));
     assert_eq!(after.rcode(), rcode::NOERROR);
+}
+
+#[test]
+fn three_thousand_mutated_upstream_responses_never_become_a_wrong_message() {
+    let chance = Mutex::new(Chance(11));
+    let sink = Sink::start(move |seen| {
+        let honest = sink::ordinary(seen).into_wire();
+        let mut forged = honest.clone();
+        let chance = &mut chance.lock().expect("no panic");
+        mutate(&mut forged, chance);
+        // What is ignored must not end the exchange: the honest response comes behind.
+        Action::SendAll(vec![forged, honest])
+    });
+    let mut daemon = Setup::towards(sink.address).start_unready();
+    let socket = Udp::to(daemon.address());
+    for number in 0..3000 {
+        let kind = [qtype::A, qtype::AAAA, qtype::TXT][number % 3];
+        let ask = ask(&format!("n{number}.example.org."), kind);
+        let answer = socket.exchange(&ask);
+        assert_eq!(answer.question, Some((ask.qname.clone(), kind, 1)));
+        assert!(matches!(answer.rcode(), rcode::NOERROR | rcode::NXDOMAIN | rcode::SERVFAIL));
+        for record in answer.answers.iter().chain(&answer.authority) {
+            assert!(record.ttl <= 7 * 86_400, "{record:?}");
+        }
+        assert!(answer.wire.len() <= 1232);
+    }
+    assert!(daemon.process.ended().is_none(), "{}", daemon.log());
+    assert_eq!(daemon.metric("coredns_panics_total", ""), 0.0, "{}", daemon.log());
 }

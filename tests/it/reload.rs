@@ -187,3 +187,28 @@ fn resolv_conf_is_read_again_when_it_changes() {
         assert!(comes_to_answer(&daemon, 1), "{}", daemon.log());
     });
 }
+
+#[test]
+fn a_reload_into_a_loop_through_another_server_keeps_the_old_upstreams() {
+    needs!("unbound");
+    let old = upstream(1);
+    let daemon = Setup::towards(old.address).start();
+    let unbound = Unbound::unasked(daemon.address());
+    daemon.reload(&daemon.text.replace(&old.address.to_string(), &unbound.address.to_string()));
+    let counted =
+        until(Duration::from_secs(10), || daemon.metric("coredns_reload_failed_total", "") >= 1.0);
+    assert!(counted, "{}", daemon.log());
+    assert_eq!(answered(&daemon), "192.0.2.1");
+}
+
+#[test]
+fn a_reload_towards_silent_upstreams_neither_waits_long_nor_holds_sigterm() {
+    let (old, silent) = (upstream(1), Sink::start(|_| crate::harness::Action::Ignore));
+    let mut daemon = Setup::towards(old.address).start();
+    daemon.reload(&daemon.text.replace(&old.address.to_string(), &silent.address.to_string()));
+    assert!(until(Duration::from_secs(5), || !silent.seen().is_empty()), "the probe has begun");
+    assert_eq!(answered(&daemon), "192.0.2.1", "the old one answers meanwhile");
+    daemon.process.signal(libc::SIGTERM);
+    let status = daemon.process.wait(Duration::from_secs(5));
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", daemon.log());
+}

@@ -126,3 +126,33 @@ fn retries_leave_with_another_id_from_another_port() {
     assert!(ids.len() > 1, "ids are drawn anew");
     assert!(seen.iter().all(|seen| seen.wire[2] & (flag::RD >> 8) as u8 != 0), "RD is set");
 }
+
+#[test]
+fn an_upstream_that_loses_the_questions_case_is_still_used() {
+    let sink = Sink::start(|seen| {
+        let mut reply = sink::ordinary(seen).into_wire();
+        reply[12..].iter_mut().take(18).for_each(u8::make_ascii_lowercase);
+        Action::Send(reply, Duration::ZERO)
+    });
+    let daemon = Setup::towards(sink.address).start_unready();
+    for number in 0..20 {
+        let name = format!("n{:03}.example.org.", number);
+        let answer = wire::udp(daemon.address(), &ask(&name, qtype::A));
+        assert_eq!((answer.rcode(), answer.data(qtype::A)), (rcode::NOERROR, vec!["192.0.2.7"]));
+    }
+}
+
+#[test]
+fn the_case_of_upstream_questions_is_drawn_at_random() {
+    let sink = Sink::start(|seen| sink::ordinary(seen).now());
+    let daemon = Setup::towards(sink.address).start();
+    for number in 0..40 {
+        wire::udp(daemon.address(), &ask(&format!("n{number:03}.example.org."), qtype::A));
+    }
+    let seen = sink.seen();
+    let mixed = seen.iter().filter(|seen| {
+        let name = &seen.wire[12..30];
+        name.iter().any(u8::is_ascii_uppercase) && name.iter().any(u8::is_ascii_lowercase)
+    });
+    assert!(mixed.count() > 20, "0x20 towards an upstream that echoes it");
+}

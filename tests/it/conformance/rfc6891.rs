@@ -3,7 +3,7 @@
 use crate::harness::knot::{BIG, HUGE};
 use crate::harness::message::Opt;
 use crate::harness::wire;
-use crate::harness::{Daemon, Knot, Setup, ask, flag, needs, qtype, rcode};
+use crate::harness::{Action, Daemon, Knot, Setup, Sink, ask, flag, needs, qtype, rcode, sink};
 
 fn parts() -> (Knot, Daemon) {
     let knot = Knot::start();
@@ -105,4 +105,30 @@ fn a_larger_limit_of_ours_lets_larger_responses_through() {
             wire::udp(daemon.address(), &ask("big.example.org", qtype::TXT).payload(payload));
         assert_eq!(answer.has(flag::TC), cut, "{payload}");
     }
+}
+
+#[test]
+fn an_upstream_that_refuses_edns_is_asked_without() {
+    let sink = Sink::start(|seen| match seen.behind_question().is_empty() {
+        true => sink::ordinary(seen).now(),
+        false => seen.reply().rcode(rcode::FORMERR).now(),
+    });
+    let daemon = Setup::towards(sink.address).start();
+    for number in 0..5 {
+        let answer = wire::udp(daemon.address(), &ask(&format!("n{number}.example.org"), qtype::A));
+        assert_eq!(answer.data(qtype::A), ["192.0.2.7"]);
+        assert!(answer.opt.is_some(), "EDNS is hop by hop");
+    }
+    assert!(sink.seen_for("n4.example.org.").len() == 1, "and that is remembered");
+}
+
+#[test]
+fn an_upstream_that_drops_edns_queries_is_asked_without() {
+    let sink = Sink::start(|seen| match seen.behind_question().is_empty() {
+        true => sink::ordinary(seen).now(),
+        false => Action::Ignore,
+    });
+    let daemon = Setup::towards(sink.address).start_unready();
+    let answer = wire::udp(daemon.address(), &ask("www.example.org", qtype::A));
+    assert_eq!(answer.data(qtype::A), ["192.0.2.7"]);
 }

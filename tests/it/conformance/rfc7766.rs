@@ -189,3 +189,32 @@ fn a_message_of_zero_length_ends_nothing_but_its_own_connection() {
     let question = ask("www.example.org", qtype::A);
     assert_eq!(wire::tcp(daemon.address(), &question).rcode(), rcode::NOERROR);
 }
+
+#[test]
+fn a_connection_that_never_reads_is_closed() {
+    needs!("knotd");
+    let knot = Knot::start();
+    let daemon = Setup::towards(knot.address).start();
+    let question = ask("huge.example.org", qtype::TXT);
+    assert_eq!(wire::tcp(daemon.address(), &question).answers.len(), HUGE);
+    let mut stream = Tcp::to(daemon.address());
+    let all: Vec<u8> = (0..200).flat_map(|_| framed(&question.to_wire())).collect();
+    stream.0.write_all(&all).expect("room for 12 kB");
+    let open = || daemon.metric("nodens_tcp_connections", "");
+    assert!(until(PATIENCE, || open() == 1.0), "{} open", open());
+    assert!(until(Duration::from_secs(20), || open() == 0.0), "{} open", open());
+}
+
+#[test]
+fn one_source_cannot_take_all_connections() {
+    let (_sink, daemon) = parts("[serve]\ntcp_connections = 16");
+    let question = ask("www.example.org", qtype::A);
+    let served = |stream: &mut Tcp| {
+        stream.0.write_all(&framed(&question.to_wire())).is_ok()
+            && stream.receive(Duration::from_secs(2)).is_some()
+    };
+    let mut greedy: Vec<Tcp> = (0..40).map(|_| Tcp::to(daemon.address())).collect();
+    let held = greedy.iter_mut().map(served).filter(|is| *is).count();
+    assert!((4..16).contains(&held), "{held} of 16 for one source");
+    assert!(served(&mut Tcp::to(daemon.address6())), "room is left for another");
+}
