@@ -37,6 +37,9 @@ fn every_endpoint_answers_over_the_socket_and_over_tcp() {
             assert!(reply.body.contains(says), "{target}: no {says} in {}", reply.body);
         }
     }
+    let metrics = daemon.admin("/metrics");
+    assert!(metrics.head.contains("application/openmetrics-text"), "{}", metrics.head);
+    assert!(metrics.body.ends_with("# EOF\n"));
     assert_eq!(daemon.admin("/nowhere").status, 404);
 }
 
@@ -171,4 +174,18 @@ fn the_log_level_changes_at_run_time() {
     let logged = until(Duration::from_secs(5), || daemon.log().contains("after.example.org"));
     assert!(logged, "failures are logged at level debug: {}", daemon.log());
     assert!(!daemon.log().contains("before.example.org"), "and not at info: {}", daemon.log());
+}
+
+#[test]
+fn queries_are_logged_where_wanted_as_json() {
+    let sink = Sink::start(|seen| sink::ordinary(seen).now());
+    let daemon =
+        Setup::towards(sink.address).tables("[log]\nformat = \"json\"\nqueries = 1.0").start();
+    wire::udp(daemon.address(), &ask("logged.example.org", qtype::A));
+    let logged = until(Duration::from_secs(5), || daemon.log().contains("logged.example.org"));
+    assert!(logged, "{}", daemon.log());
+    assert!(daemon.log().contains("NOERROR"), "{}", daemon.log());
+    for line in daemon.log().lines() {
+        assert!(line.starts_with('{') && line.ends_with('}'), "JSON: {line}");
+    }
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::harness::load::{Load, Running};
-use crate::harness::{Daemon, Knot, Setup, ask, namespace, needs, qtype, wire};
+use crate::harness::{Action, Daemon, Knot, Setup, Sink, ask, namespace, needs, qtype, wire};
 
 /// Names of which two in a hundred are unique: `hot` ones come from the cache.
 fn names(total: usize, hot: usize) -> Vec<String> {
@@ -139,4 +139,26 @@ fn a_flood_from_one_source_does_not_starve_another() {
     let report = flood.report();
     eprintln!("quiet: {answered} of {asked}; flood: {:?}", report.rcodes);
     assert!(asked > 20 && answered >= asked - asked / 20, "{answered} of {asked} quiet queries");
+}
+
+#[test]
+fn queries_in_flight_towards_a_silent_upstream_are_bounded_and_so_is_their_memory() {
+    needs!("dnsperf");
+    let sink = Sink::start(|_| Action::Ignore);
+    let daemon = Setup::towards(sink.address)
+        .tables("[cache]\nsize = \"4MiB\"\n[serve]\nmax_in_flight = 512")
+        .start_unready();
+    let idle = daemon.process.resident();
+    let names = (0..400_000).map(|number| format!("u{number}.wild.example.org A")).collect();
+    let mut load = Load::full_speed(8, names).rate(2000);
+    load.outstanding = 10_000;
+    let mut load = load.start(daemon.address());
+    let most = watch_memory(&daemon, &mut load, idle);
+    let report = load.report();
+    let shed = daemon.metric("nodens_queries_shed_total", "");
+    eprintln!("{:?}, {shed} shed; {} KiB over idle at most", report.rcodes, (most - idle) >> 10);
+    assert_eq!(report.lost, 0, "{}", report.text);
+    assert_eq!(report.rcodes.keys().collect::<Vec<_>>(), ["SERVFAIL"], "{}", report.text);
+    assert!(shed > 0.0 && shed < report.sent as f64, "{shed} of {} shed", report.sent);
+    assert!(most <= idle + (20 << 20), "{} KiB over idle", (most - idle) >> 10);
 }

@@ -2,9 +2,6 @@
 //!
 //! `harness` starts and ends the parts; the other modules are tests, filed by subject, `conformance` by RFC.
 
-// The harness stands before the tests that will use all of it.
-#![allow(dead_code, unused_imports)]
-
 mod admin;
 mod answers;
 mod cache;

@@ -3,6 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use nodens::dns::Qtype;
+use nodens::upstream::ports::PortClass;
+
 use crate::harness::capture::{Capture, Packet};
 use crate::harness::message::{read_name, u16_at};
 use crate::harness::statistics::{LIMIT, chi_square, histogram, lag_one, runs};
@@ -113,6 +116,7 @@ fn ten_thousand_misses_never_share_a_tuple_and_cannot_be_predicted() {
         );
         assert!(sink.seen().iter().filter(|seen| seen.qname.contains("miss")).count() >= 10_000);
         assert_classes_apart(&sent);
+        assert_documented_rule(&sent);
         assert_rested(&sent);
         assert_eq!(daemon.metric("nodens_ports_unrested_total", ""), 0.0);
         for kind in [qtype::A, qtype::AAAA] {
@@ -134,10 +138,24 @@ fn ten_thousand_misses_never_share_a_tuple_and_cannot_be_predicted() {
     });
 }
 
-/// The ports of the class of `kind`, by the documented rule: port mod 3.
+/// The ports of the class of `kind`, by nodens's own rule.
 fn class_ports(kind: u16, first: u16, last: u16) -> Vec<u16> {
-    let class = if kind == qtype::A { 0 } else { 1 };
-    (first..=last).filter(|port| port % 3 == class).collect()
+    let class = PortClass::of_qtype(Qtype(kind));
+    (first..=last).filter(|port| PortClass::of_port(*port) == class).collect()
+}
+
+/// Asserts that every query left from a port of its class, by the documented rule: port mod 3 is 0
+/// for A, 1 for AAAA, 2 for everything else. Nodens's own function must say the same.
+fn assert_documented_rule(sent: &[Sent]) {
+    for one in sent {
+        let class = match one.qtype {
+            qtype::A => 0,
+            qtype::AAAA => 1,
+            _ => 2,
+        };
+        assert_eq!(one.port % 3, class, "type {} from port {}", one.qtype, one.port);
+        assert_eq!(PortClass::of_port(one.port), PortClass::of_qtype(Qtype(one.qtype)));
+    }
 }
 
 #[test]
@@ -147,6 +165,7 @@ fn three_hundred_ports_are_enough_to_lose_nothing() {
         let (sent, daemon, _sink) = capture(1000, Duration::from_millis(20), "40000-40299");
         assert!(sent.iter().all(|sent| (40_000..40_300).contains(&sent.port)), "out of the range");
         assert_classes_apart(&sent);
+        assert_documented_rule(&sent);
         let mut last: HashMap<u16, Duration> = HashMap::new();
         for one in &sent {
             if let Some(before) = last.insert(one.port, one.at) {
@@ -220,6 +239,7 @@ fn pooled_sockets_keep_the_classes_apart_too() {
         let sent = sent(&capture.packets(), sink.address.port());
         assert!(sent.len() >= 2000, "{} captured", sent.len());
         assert_classes_apart(&sent);
+        assert_documented_rule(&sent);
         let ports: HashSet<u16> = sent.iter().map(|sent| sent.port).collect();
         assert!(ports.len() < 1500, "sockets are kept: {} ports for 2,000 queries", ports.len());
     });

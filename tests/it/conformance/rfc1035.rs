@@ -131,6 +131,7 @@ fn a_response_carries_the_askers_id_question_and_case() {
             assert_eq!(answer.id, id);
             assert_eq!(answer.question, Some((name.to_owned(), qtype::A, 1)));
             assert!(answer.has(flag::QR) && answer.has(flag::RD) && answer.has(flag::RA));
+            assert!(answer.additional.is_empty(), "nothing that the upstream did not send");
             assert!(!answer.has(flag::AA) && !answer.has(flag::TC) && !answer.has(flag::Z));
         }
     }

@@ -15,7 +15,7 @@ pub struct Knot {
     pub address: SocketAddr,
     pub process: Process,
     /// Its files: configuration and zones.
-    pub place: Place,
+    _place: Place,
 }
 
 impl Knot {
@@ -43,7 +43,7 @@ impl Knot {
         let mut knotd = command("knotd");
         knotd.arg("-c").arg(config);
         let process = Process::start(knotd, &place.path("knot.log"));
-        let knot = Self { address, process, place };
+        let knot = Self { address, process, _place: place };
         assert!(until(Duration::from_secs(20), || knot.answers()), "{}", knot.process.log());
         knot
     }

@@ -21,7 +21,7 @@ pub mod wire;
 
 pub use daemon::{Daemon, Setup};
 pub use knot::Knot;
-pub use message::{Answer, Ask, Opt, Record, ask, flag, name_to_wire, qtype, rcode};
+pub use message::{Answer, Ask, Record, ask, flag, name_to_wire, qtype, rcode};
 pub use place::{Place, until};
 pub use sink::{Action, Seen, Sink};
 pub use wire::{Tcp, Udp};
