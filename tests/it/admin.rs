@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::place::free_port;
-use crate::harness::{Action, Daemon, Setup, Sink, ask, http, qtype, sink, until, wire};
+use crate::harness::{Action, Daemon, Setup, Sink, ask, http, needs, qtype, sink, until, wire};
 
 fn parts() -> (Sink, Daemon) {
     let sink = Sink::start(|seen| sink::ordinary(seen).now());
@@ -143,6 +143,7 @@ fn a_second_instance_takes_the_socket_and_the_first_leaves_it_alone() {
 
 #[test]
 fn what_was_asked_is_counted_under_coredns_names() {
+    needs!("::1");
     let (_sink, daemon) = parts();
     for _ in 0..3 {
         wire::udp(daemon.address(), &ask("www.example.org", qtype::A));

@@ -51,7 +51,7 @@ fn assert_kind(answer: &Answer, kind: &(&str, u16, u16, usize)) {
 
 #[test]
 fn every_kind_of_query_is_answered_by_udp_and_tcp_from_both_families() {
-    needs!("knotd");
+    needs!("::1", "knotd");
     let knot = Knot::start();
     let daemon = Setup::towards(knot.address).start();
     for kind in KINDS {
@@ -117,7 +117,7 @@ fn without_configuration(resolv_conf: &str, check: impl FnOnce(&Daemon) + Send) 
 
 #[test]
 fn no_configuration_at_all_works() {
-    needs!("knotd", "ip");
+    needs!("::1", "knotd", "ip");
     without_configuration("nameserver 127.0.0.2\noptions edns0\n", |daemon| {
         for kind in KINDS {
             assert_kind(&wire::udp(daemon.address(), &ask(kind.0, kind.1)), kind);

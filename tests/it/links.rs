@@ -49,7 +49,7 @@ fn an_upstream_of_resolv_conf_may_be_link_local_with_its_zone_index() {
 
 #[test]
 fn an_upstream_may_have_an_ipv6_address() {
-    needs!("knotd");
+    needs!("::1", "knotd");
     let knot = Knot::at((std::net::Ipv6Addr::LOCALHOST, free_port()).into());
     let daemon = Setup::towards(knot.address).start();
     for _ in 0..2 {

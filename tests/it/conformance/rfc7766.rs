@@ -108,6 +108,7 @@ fn after_a_half_close_what_is_owed_still_comes() {
 
 #[test]
 fn connections_of_one_source_are_capped_and_others_still_served() {
+    needs!("::1");
     let limits = "[serve]\ntcp_connections = 20\ntcp_connections_per_source = 5";
     let (_sink, daemon) = parts(limits);
     let mut held: Vec<Tcp> = (0..12).map(|_| Tcp::to(daemon.address())).collect();
@@ -207,6 +208,7 @@ fn a_connection_that_never_reads_is_closed() {
 
 #[test]
 fn one_source_cannot_take_all_connections() {
+    needs!("::1");
     let (_sink, daemon) = parts("[serve]\ntcp_connections = 16");
     let question = ask("www.example.org", qtype::A);
     let served = |stream: &mut Tcp| {
