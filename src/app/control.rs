@@ -51,7 +51,7 @@ enum Event {
 
 impl Control {
     /// Runs until SIGTERM or SIGINT; then the drain has begun. A second signal ends the process.
-    pub async fn run(self, config: Config, doors: Doors, workers: &[Handle]) {
+    pub async fn run(self, config: Config, doors: Doors, workers: &[Handle], mut signals: Signals) {
         let readiness = Readiness::new(self.shutdown.clone());
         let (bound, answered) =
             (readiness.gate("sockets bound"), readiness.gate("upstream answered"));
@@ -72,31 +72,29 @@ impl Control {
             readiness,
         };
         let admin = tokio::spawn(admin::serve(doors, deps, this.shutdown.clone()));
-        let Ok(mut signals) = Signals::new() else {
-            tracing::error!("signals cannot be received; leaving");
-            return this.shutdown.begin();
-        };
         let mut links = allow::on_link();
         let mut link_ticks = tokio::time::interval(LINKS_EVERY);
         link_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let signal = loop {
             let event = tokio::select! {
                 event = signals.next() => event,
                 files = watch.changed() => Event::Reload(format!("{files:?} changed")),
                 _ = link_ticks.tick() => Event::LookAtLinks,
             };
             match event {
-                Event::Leave(signal) => {
-                    tracing::info!(signal, "draining");
-                    break this.shutdown.begin();
-                }
+                Event::Leave(signal) => break signal,
+                // Its probes take a while; nothing is half done when they are given up.
+                Event::Reload(why) => tokio::select! {
+                    () = this.reload(&view, &why) => {
+                        watch.follow(files_of(&view.config(), Some(&file)));
+                    }
+                    signal = signals.leave() => break signal,
+                },
                 Event::LookAtLinks => this.look_at_links(&view, &mut links),
-                Event::Reload(why) => {
-                    this.reload(&view, &why).await;
-                    watch.follow(files_of(&view.config(), Some(&file)));
-                }
             }
-        }
+        };
+        tracing::info!(signal, "draining");
+        this.shutdown.begin();
         tokio::spawn(async move {
             signals.leave().await;
             tracing::warn!("second signal: leaving at once");
@@ -197,15 +195,18 @@ async fn maintain_cache(front: Arc<Front>) {
 }
 
 /// The signals that we heed.
-struct Signals {
+pub struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Heeds them from now on.
-    fn new() -> std::io::Result<Self> {
+    /// Heeds them from now on. Needs a runtime around it.
+    ///
+    /// # Errors
+    /// When a handler cannot be installed.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -217,16 +218,20 @@ impl Signals {
     async fn next(&mut self) -> Event {
         tokio::select! {
             _ = self.hangup.recv() => Event::Reload("SIGHUP".into()),
-            _ = self.terminate.recv() => Event::Leave("SIGTERM"),
-            _ = self.interrupt.recv() => Event::Leave("SIGINT"),
+            signal = Self::either(&mut self.terminate, &mut self.interrupt) => Event::Leave(signal),
         }
     }
 
     /// The next signal that tells us to leave.
-    async fn leave(&mut self) {
+    async fn leave(&mut self) -> &'static str {
+        Self::either(&mut self.terminate, &mut self.interrupt).await
+    }
+
+    /// The name of the one that comes first.
+    async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
     }
 }

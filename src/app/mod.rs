@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use self::control::Control;
+use self::control::{Control, Signals};
 use self::routes::{Maker, RoutesError};
 use self::workers::Workers;
 use crate::admin::{self, DoorsError};
@@ -71,9 +71,11 @@ pub fn run(sources: &Sources, take_over: bool) -> Result<(), StartError> {
     if let Err(error) = system::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
-    let parts = Parts::make(config, telemetry, take_over)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(parts.live(sources.clone()))
+    // Before anything is bound: a signal that comes during the start is heeded after it.
+    let signals = runtime.block_on(async { Signals::new() })?;
+    let parts = Parts::make(config, telemetry, take_over)?;
+    runtime.block_on(parts.live(sources.clone(), signals))
 }
 
 /// Everything that was made at start.
@@ -113,7 +115,7 @@ impl Parts {
     }
 
     /// Serves, and waits for the signal to leave.
-    async fn live(self, sources: Sources) -> Result<(), StartError> {
+    async fn live(self, sources: Sources, signals: Signals) -> Result<(), StartError> {
         let doors = admin::Doors::open(&self.config.admin)?;
         let drain = self.config.serve.drain;
         let runners = Runners {
@@ -134,7 +136,7 @@ impl Parts {
             pulses: self.pulses,
             shutdown: self.shutdown,
         };
-        control.run(self.config, doors, self.workers.handles()).await;
+        control.run(self.config, doors, self.workers.handles(), signals).await;
         if !shutdown.drained(drain).await {
             tracing::warn!(owed = shutdown.owed(), "deadline reached; leaving with responses owed");
         }

@@ -117,12 +117,15 @@ fn read(path: &PathBuf) -> Result<String, RoutesError> {
 
 /// Makes the cache forget what the new routes may answer otherwise than the old ones.
 ///
-/// Names of our own data, special-use trees that came or went, and forward zones that came or went.
+/// Names of our own data that changed, special-use trees that came or went, and forward zones that came or went.
 /// A zone whose upstreams changed keeps its entries: they are other servers of the same data.
 pub fn forget_changed(cache: &crate::cache::Cache, old: &Routes, new: &Routes) {
-    for name in old.local().names().chain(new.local().names()) {
+    // Not all of our own names: a change drops one in 16,384 of the others too, and a hosts file
+    // may hold thousands.
+    for name in old.local().changed_names(new.local()) {
         cache.flush(name);
     }
+    cache.forget_failures();
     let apexes = |routes: &Routes| -> std::collections::BTreeSet<Vec<u8>> {
         let zones = routes.zones().map(|zone| zone.name.as_wire());
         routes.local().tree_apexes().chain(zones).map(<[u8]>::to_vec).collect()

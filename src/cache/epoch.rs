@@ -16,11 +16,14 @@ const SLOTS: usize = 1 << 14;
 pub struct Epoch {
     slot: u32,
     count: u32,
+    /// Flushes of whole trees that had begun.
+    flushes: u32,
 }
 
 /// The table.
 pub struct Epochs {
     counts: Box<[AtomicU32]>,
+    flushes: AtomicU32,
     hasher: RandomState,
 }
 
@@ -28,7 +31,7 @@ impl Default for Epochs {
     /// All names at their first epoch.
     fn default() -> Self {
         let counts = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
-        Self { counts, hasher: RandomState::new() }
+        Self { counts, flushes: AtomicU32::new(0), hasher: RandomState::new() }
     }
 }
 
@@ -37,7 +40,18 @@ impl Epochs {
     pub fn of(&self, qname: &[u8]) -> Epoch {
         let slot = self.slot(qname);
         let count = self.counts[slot].load(Ordering::Acquire);
-        Epoch { slot: u32::try_from(slot).expect("the table is small"), count }
+        let flushes = self.flushes.load(Ordering::Acquire);
+        Epoch { slot: u32::try_from(slot).expect("the table is small"), count, flushes }
+    }
+
+    /// Notes that a tree of names is about to be flushed, whose names in flight nobody knows.
+    pub fn begin_flush(&self) {
+        self.flushes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Tells whether a tree, perhaps this name's, was flushed since `epoch`.
+    pub fn is_overtaken(&self, epoch: Epoch) -> bool {
+        self.flushes.load(Ordering::Acquire) != epoch.flushes
     }
 
     /// Begins a new epoch for a folded wire name.
@@ -47,7 +61,7 @@ impl Epochs {
 
     /// Tells whether the entry's name is still in the epoch in which work on it began.
     pub fn is_current(&self, entry: &Entry) -> bool {
-        let Epoch { slot, count } = entry.epoch();
+        let Epoch { slot, count, .. } = entry.epoch();
         self.counts[slot as usize].load(Ordering::Acquire) == count
     }
 

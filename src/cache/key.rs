@@ -29,6 +29,11 @@ impl Key {
         &self.0
     }
 
+    /// Tells whether a failure is remembered under it.
+    pub fn is_failure(&self) -> bool {
+        self.0.last().is_some_and(|flags| flags & FAILURE != 0)
+    }
+
     /// Bytes that the key owns on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.0.len()

@@ -139,11 +139,20 @@ impl Cache {
         entry
     }
 
+    /// A response that is served to those who wait for it and not stored.
+    pub fn once(encoded: Encoded, source: Source, now: Instant) -> Arc<Entry> {
+        Arc::new(Entry::new(encoded, Lifetime::NONE, source, now))
+    }
+
     /// Puts an entry into index and store.
     fn insert(&self, key: Key, entry: &Arc<Entry>) {
         // First the index: the store may turn the entry away at once, and takes it out again then.
         self.index.insert(key.clone(), Arc::clone(entry));
-        self.store.insert(key, Arc::clone(entry));
+        self.store.insert(key.clone(), Arc::clone(entry));
+        // A flush that began meanwhile may have looked for its names before this one was here.
+        if self.epochs.is_overtaken(entry.epoch()) {
+            self.epochs.bump(key.qname());
+        }
     }
 
     /// Remembers that resolving `key` failed, apart from any answer under the same key.
@@ -173,10 +182,11 @@ impl Cache {
 
     /// Removes every response to questions for `name` and names below it; gives back how many.
     ///
-    /// Visits every entry; for operators and reloads. Exchanges in flight for those names bring
-    /// their answers back afterwards, so a caller that changed upstreams does that first.
+    /// Visits every entry; for operators and reloads. What exchanges in flight bring afterwards is
+    /// not kept, whatever their names.
     pub fn flush_within(&self, name: &Name) -> usize {
         self.metrics.flushes.inc();
+        self.epochs.begin_flush();
         let within = |key: &Key| suffixes(key.qname()).any(|suffix| suffix == name.as_wire());
         let doomed = self.index.keys(within);
         for key in &doomed {
@@ -184,6 +194,13 @@ impl Cache {
             self.store.invalidate(key.as_slice());
         }
         doomed.len()
+    }
+
+    /// Removes every remembered failure: other upstreams may do better.
+    pub fn forget_failures(&self) {
+        for key in self.index.keys(Key::is_failure) {
+            self.store.invalidate(key.as_slice());
+        }
     }
 
     /// Applies pending inserts and evictions, tells the store what was read, refreshes the gauges.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::inflight::{Outcome, Role};
-use super::route::ForwardZone;
+use super::inflight::{Lead, Outcome, Role};
+use super::route::{ForwardZone, Route};
 use super::{ResolveError, Resolver, Response};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
-use crate::cache::{Found, Source};
+use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::dns::build;
 use crate::dns::query::Query;
@@ -54,41 +54,71 @@ impl Resolver {
         stale: Arc<Entry>,
     ) -> Response {
         if self.cache.failure(key, clock::now()).is_none() {
-            // In a task of its own: it goes on when the stale answer has been given.
-            let renewal = tokio::spawn({
-                let (this, query, zone) = (Arc::clone(self), query.clone(), Arc::clone(zone));
-                let key = key.clone();
-                async move { this.ask(&query, &key, &zone).await }
-            });
             let patience = if zone.group.is_down() { Duration::ZERO } else { STALE_AFTER };
-            if let Ok(Ok(Ok(entry))) = tokio::time::timeout(patience, renewal).await {
+            let renewal = tokio::time::timeout(patience, self.renewal(query, key, zone));
+            if let Ok(Some(Ok(entry))) = renewal.await {
                 return Response { entry, aging: Aging::Fresh };
             }
         }
         Response { entry: stale, aging: Aging::Stale }
     }
 
+    /// The outcome of asking again; what is asked goes on when nobody waits for it any more.
+    ///
+    /// One task per exchange, not per query: many may ask for a stale name while upstreams hang.
+    async fn renewal(
+        self: &Arc<Self>,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &Arc<ForwardZone>,
+    ) -> Option<Outcome> {
+        match self.in_flight.join(key) {
+            Role::Lead(lead) => {
+                let (this, query, zone) = (Arc::clone(self), query.clone(), Arc::clone(zone));
+                let key = key.clone();
+                tokio::spawn(async move { this.lead(lead, &query, &key, &zone).await }).await.ok()
+            }
+            Role::Follow(follow) => {
+                self.cache.metrics().coalesced.inc();
+                follow.outcome().await
+            }
+        }
+    }
+
     /// Asks the zone's upstreams, or waits for an identical query that does.
     pub(super) async fn ask(&self, query: &Query, key: &KeyBuffer, zone: &ForwardZone) -> Outcome {
         loop {
+            let epoch = self.cache.epoch(key.qname());
             match self.in_flight.join(key) {
-                Role::Lead(lead) => {
-                    // An exchange may have ended between our lookup and now.
-                    let outcome = match self.cache.fresh(key, clock::now()) {
-                        Some(entry) => Ok(entry),
-                        None => self.exchange(query, key, zone).await,
-                    };
-                    lead.finish(&outcome);
-                    return outcome;
-                }
+                Role::Lead(lead) => return self.lead(lead, query, key, zone).await,
                 Role::Follow(follow) => {
                     self.cache.metrics().coalesced.inc();
-                    if let Some(outcome) = follow.outcome().await {
-                        return outcome;
+                    match follow.outcome().await {
+                        // It began before the name changed, and this query came afterwards.
+                        Some(Ok(entry)) if entry.epoch() != epoch => {}
+                        Some(outcome) => return outcome,
+                        None => {}
                     }
                 }
             }
         }
+    }
+
+    /// Does what the others wait for.
+    async fn lead(
+        &self,
+        lead: Lead,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &ForwardZone,
+    ) -> Outcome {
+        // An exchange may have ended between our lookup and now.
+        let outcome = match self.cache.fresh(key, clock::now()) {
+            Some(entry) => Ok(entry),
+            None => self.exchange(query, key, zone).await,
+        };
+        lead.finish(&outcome);
+        outcome
     }
 
     /// Asks the zone's upstreams although a fresh answer is there, unless somebody already does.
@@ -103,17 +133,31 @@ impl Resolver {
     async fn exchange(&self, query: &Query, key: &KeyBuffer, zone: &ForwardZone) -> Outcome {
         let epoch = self.cache.epoch(key.qname());
         let source = Source { zone: zone.id, origin: Origin::Forward, epoch };
+        // A reload swaps the routes first and flushes afterwards: what is asked by routes that were
+        // in force after the epoch was read is caught by the flush, anything else is not stored.
+        let may_store = self.is_routed(query, zone);
         match zone.group.exchange(query).await {
-            Ok(received) => Ok(self.cache.store(key, received.encoded, source, clock::now())),
+            Ok(received) if may_store => {
+                Ok(self.cache.store(key, received.encoded, source, clock::now()))
+            }
+            Ok(received) => Ok(Cache::once(received.encoded, source, clock::now())),
             Err(error) => {
                 let error = ResolveError::Exchange(Arc::new(error));
                 tracing::debug!(qname = %query.qname, qtype = %query.qtype, %error, "resolution failed");
-                if error.is_resolution_failure() {
+                if error.is_resolution_failure() && self.is_routed(query, zone) {
                     let failure = build::failure(query, error.rcode(), error.ede().as_ref());
                     self.cache.store_failure(key, failure, source, clock::now());
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Tells whether queries for this name still go to this very zone.
+    fn is_routed(&self, query: &Query, zone: &ForwardZone) -> bool {
+        match self.routes.load().route(&query.qname) {
+            Route::Forward(found) => std::ptr::eq(&raw const **found, zone),
+            Route::Local(_) => false,
         }
     }
 }

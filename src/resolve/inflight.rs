@@ -48,6 +48,11 @@ impl InFlight {
         table.insert(key.to_key(), receiver);
         Role::Lead(Lead { key: key.to_key(), table: Arc::clone(&self.0), sender })
     }
+
+    /// Makes later queries begin exchanges of their own; who waits already goes on waiting.
+    pub fn forget_all(&self) {
+        lock(&self.0).clear();
+    }
 }
 
 impl Lead {
@@ -60,7 +65,11 @@ impl Lead {
 impl Drop for Lead {
     /// Ends the exchange: later queries begin a new one, and who waited without an outcome is woken.
     fn drop(&mut self) {
-        lock(&self.table).remove(&self.key);
+        let (mut table, own) = (lock(&self.table), self.sender.subscribe());
+        // Forgotten, it may have a successor already.
+        if table.get(&self.key).is_some_and(|held| held.same_channel(&own)) {
+            table.remove(&self.key);
+        }
     }
 }
 
@@ -100,6 +109,18 @@ mod tests {
         lead.finish(&Err(ResolveError::Internal));
         assert!(matches!(follow.outcome().await, Some(Err(ResolveError::Internal))));
         assert!(matches!(in_flight.join(&key()), Role::Lead(_)));
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_exchange_serves_its_own_and_leaves_its_successor_alone() {
+        let in_flight = InFlight::default();
+        let Role::Lead(old) = in_flight.join(&key()) else { panic!("the first leads") };
+        let Role::Follow(follow) = in_flight.join(&key()) else { panic!("the second follows") };
+        in_flight.forget_all();
+        let Role::Lead(_new) = in_flight.join(&key()) else { panic!("a new one begins") };
+        old.finish(&Err(ResolveError::Internal));
+        assert!(matches!(follow.outcome().await, Some(Err(ResolveError::Internal))));
+        assert!(matches!(in_flight.join(&key()), Role::Follow(_)), "the new one still runs");
     }
 
     #[tokio::test]

@@ -138,9 +138,11 @@ impl Local {
         Some(build::authoritative(query, Rcode::NOERROR, &[record], &[]))
     }
 
-    /// Every name of ours, for those who must forget what was cached of it.
-    pub fn names(&self) -> impl Iterator<Item = &Name> {
-        self.names.keys()
+    /// Every name about which the two say different things.
+    pub fn changed_names<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Name> {
+        let differs =
+            |name: &Name| self.ttl != other.ttl || self.names.get(name) != other.names.get(name);
+        self.names.keys().chain(other.names.keys()).filter(move |name| differs(name))
     }
 
     /// The apex of every special-use tree, wire form.

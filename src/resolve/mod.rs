@@ -134,6 +134,8 @@ impl Resolver {
     /// Swaps the routes; queries that run keep the ones that they began with.
     pub fn set_routes(&self, routes: Routes) {
         self.routes.store(Arc::new(routes));
+        // Who asks from now on must not wait for upstreams that may be gone.
+        self.in_flight.forget_all();
     }
 
     /// The routes in force.
@@ -182,8 +184,6 @@ impl Resolver {
 impl Response {
     /// A response that is served once and not stored.
     fn once(encoded: Encoded, source: Source) -> Self {
-        let lifetime = crate::cache::policy::Lifetime::NONE;
-        let entry = Arc::new(Entry::new(encoded, lifetime, source, clock::now()));
-        Self { entry, aging: Aging::Fresh }
+        Self { entry: Cache::once(encoded, source, clock::now()), aging: Aging::Fresh }
     }
 }

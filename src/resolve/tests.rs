@@ -360,3 +360,89 @@ async fn the_byte_budget_holds_under_a_flood_of_unique_names() {
     let (entries, bytes) = cache.fill();
     assert!(bytes <= budget && entries > 100, "{entries} entries, {bytes} bytes");
 }
+
+/// Answers as a well-behaved upstream does, 100 ms late.
+fn late(seen: &Seen) -> Vec<Act> {
+    [vec![Act::Wait(Duration::from_millis(100))], well_behaved(seen)].concat()
+}
+
+/// Completes when the upstream has been asked.
+async fn asked(stage: &Stage) {
+    while stage.upstream.count() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_after_a_flush_does_not_get_what_was_asked_before_it() {
+    let stage = Stage::new("", late).await;
+    let name = Name::from_text("example.org").expect("name");
+    let (first, second) = tokio::join!(stage.ask("example.org", Qtype::A), async {
+        asked(&stage).await;
+        stage.resolver.cache().flush(&name);
+        stage.ask("example.org", Qtype::A).await
+    });
+    first.expect("answered");
+    let second = second.expect("answered");
+    assert_eq!(second.entry.epoch(), stage.resolver.cache().epoch(name.as_wire()));
+}
+
+#[tokio::test]
+async fn a_flushed_tree_gets_nothing_back_from_exchanges_in_flight() {
+    let stage = Stage::new("", late).await;
+    let (answered, ()) = tokio::join!(stage.ask("example.org", Qtype::A), async {
+        asked(&stage).await;
+        stage.resolver.cache().flush_within(&Name::root());
+    });
+    answered.expect("answered");
+    assert!(stage.resolver.cached(&query("example.org", Qtype::A)).is_none());
+}
+
+#[tokio::test]
+async fn a_new_zone_has_its_names_although_the_old_one_is_still_being_asked() {
+    let stage = Stage::new("", late).await;
+    let other =
+        Scripted::start(|seen| vec![Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 2], 60))])
+            .await;
+    let zone =
+        |name, address| format!("[[forward]]\nzone = {name:?}\nupstreams = [\"{address}\"]\n");
+    let config =
+        load(&[zone(".", stage.upstream.address), zone("example.org", other.address)].concat());
+    let upstreams = Arc::new(Upstreams::new(
+        config.upstream_ports.clone(),
+        config.upstream_mark,
+        Arc::clone(&stage.metrics),
+    ));
+    let wanted = (Rcode::NOERROR, vec!["example.org. A 192.0.2.2".to_owned()]);
+    let (old, new) = tokio::join!(stage.ask("example.org", Qtype::A), async {
+        asked(&stage).await;
+        stage.resolver.set_routes(routes(&config, &upstreams));
+        stage.resolver.cache().flush_within(&Name::from_text("example.org").expect("name"));
+        stage.answer("example.org", Qtype::A).await
+    });
+    old.expect("answered");
+    assert_eq!(new, wanted);
+    assert_eq!(stage.answer("example.org", Qtype::A).await, wanted, "from the cache");
+}
+
+#[tokio::test]
+async fn a_stale_name_costs_one_task_however_many_ask_while_upstreams_hang() {
+    let stage = Stage::new("", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|_| Vec::new());
+    let routes = stage.resolver.routes();
+    for number in 0..20 {
+        if routes.zones().all(|zone| zone.group.is_down()) {
+            break;
+        }
+        let _ = stage.ask(&format!("n{number}.example.org"), Qtype::A).await;
+    }
+    skip(61 * SECOND).await;
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    for _ in 0..300 {
+        let stale = stage.ask("example.org", Qtype::A).await.expect("stale");
+        assert_eq!(stale.aging, Aging::Stale);
+    }
+    assert!(alive() < before + 20, "{} tasks more", alive() - before);
+}
