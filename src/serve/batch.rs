@@ -134,14 +134,16 @@ impl Inbox {
                 socket.raw(),
                 headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                // A signed or an unsigned word, as the C library has it.
+                libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         for (i, header) in headers.iter().enumerate().take(count) {
             self.peers[i].name_len = header.msg_hdr.msg_namelen;
-            self.peers[i].control_len = header.msg_hdr.msg_controllen;
+            // A size_t with glibc, a socklen_t with musl.
+            self.peers[i].control_len = header.msg_hdr.msg_controllen as _;
             if socket.wildcard {
                 self.peers[i].prepare_reply();
             }
@@ -188,6 +190,11 @@ impl Outbox {
         self.filled.push((len, i));
     }
 
+    /// Drops what was committed after the first `count` responses.
+    pub fn keep(&mut self, count: usize) {
+        self.filled.truncate(count);
+    }
+
     /// Sends everything and empties the box; gives back how many the kernel did not take.
     ///
     /// Waits a moment when the send buffer is full, once per batch.
@@ -209,7 +216,7 @@ impl Outbox {
                     socket.raw(),
                     rest.as_mut_ptr(),
                     rest.len() as libc::c_uint,
-                    libc::MSG_DONTWAIT,
+                    libc::MSG_DONTWAIT as _,
                 )
             };
             match usize::try_from(sent) {
@@ -252,7 +259,7 @@ fn header(peer: &mut Peer, iov: &mut libc::iovec, wildcard: bool) -> libc::msghd
     header.msg_iovlen = 1;
     if wildcard && peer.control_len > 0 {
         header.msg_control = peer.control.0.as_mut_ptr().cast();
-        header.msg_controllen = peer.control_len;
+        header.msg_controllen = peer.control_len as _;
     }
     header
 }

@@ -204,7 +204,7 @@ fn hit_origin(entry: &Entry) -> Origin {
 
 impl Facts {
     /// The facts of a message without a usable question.
-    fn of_malformed(rcode: Rcode, query_len: usize, response_len: usize) -> Self {
+    pub(super) fn of_malformed(rcode: Rcode, query_len: usize, response_len: usize) -> Self {
         Self {
             zone: ZoneId::NONE,
             qtype: Qtype(0),

@@ -13,7 +13,7 @@ use hickory_proto::op::{Header, Message};
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use hickory_server::net::NetError;
-use hickory_server::net::runtime::Time;
+use hickory_server::net::runtime::{Time, TokioTime};
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
@@ -22,6 +22,7 @@ use super::front::{Facts, Front, Look, vet};
 use super::reply;
 use crate::clock;
 use crate::dns::query::{Query, QueryView};
+use crate::dns::{HEADER_LEN, Rcode};
 use crate::metrics::{Arrival, Origin, Tally};
 use crate::resolve::{Carrier, ResolveError, Response};
 
@@ -64,7 +65,7 @@ impl Handler {
         });
         Some(match outcome {
             Ok(response) => fitted(&view, &response, limit, wire.len()),
-            Err(error) => self.failed(&view, &query, &error),
+            Err(error) => self.failed(&view, wire.len(), &query, &error),
         })
     }
 
@@ -72,6 +73,7 @@ impl Handler {
     fn failed(
         &self,
         view: &QueryView<'_>,
+        query_len: usize,
         query: &Query,
         error: &ResolveError,
     ) -> (Vec<u8>, Facts) {
@@ -84,7 +86,7 @@ impl Handler {
             dnssec_ok: query.dnssec_ok,
             rcode,
             origin: Origin::Failure,
-            query_len: 0,
+            query_len,
             response_len,
         };
         finished(out, facts)
@@ -263,17 +265,23 @@ pub async fn handle(
         Carrier::Datagram => Protocol::Udp,
         Carrier::Stream => Protocol::Tcp,
     };
-    let header = wire.get(..crate::dns::HEADER_LEN)?.to_vec();
+    let header: [u8; HEADER_LEN] = wire.get(..HEADER_LEN)?.try_into().ok()?;
+    let refused = |rcode| {
+        let mut out = vec![0; HEADER_LEN];
+        reply::header(&header, rcode, &mut out);
+        Some(out)
+    };
     let Ok(request) = Request::from_bytes(wire, source, protocol) else {
         // hickory reads inside records where we only measure them: what it cannot read is malformed.
         handler.front.metrics.serve.malformed.inc();
-        let mut out = vec![0; crate::dns::HEADER_LEN];
-        reply::header(&header, crate::dns::Rcode::FORMERR, &mut out);
-        return Some(out);
+        return refused(Rcode::FORMERR);
     };
     let reply = WireReply::new(received);
-    handler
-        .handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, reply.clone())
-        .await;
+    let handling = handler.handle_request::<_, TokioTime>(&request, reply.clone());
+    if AssertUnwindSafe(handling).catch_unwind().await.is_err() {
+        handler.front.metrics.serve.panics.inc();
+        tracing::error!("a panic was caught in the handler");
+        return reply.take().or_else(|| refused(Rcode::SERVFAIL));
+    }
     reply.take()
 }

@@ -8,6 +8,7 @@
 
 pub mod allow;
 pub mod batch;
+mod connection;
 pub mod front;
 pub mod handler;
 pub mod quota;

@@ -64,6 +64,18 @@ impl UdpSocket {
         if result == 0 { u64::from(info[MEMINFO_DROPS]) } else { 0 }
     }
 
+    /// Makes the kernel bring no more datagrams: another socket on the address gets them, or their
+    /// sender learns at once that nobody is here. What has come can still be read, and responses go.
+    ///
+    /// A socket that is not read but still open, because responses are owed, would swallow queries.
+    pub fn stop_receiving(&self) {
+        // Connected to its own address, where nobody else can send from. When that fails, queries
+        // are lost until the last response has gone.
+        if let Err(error) = self.socket.local_addr().and_then(|own| self.socket.connect(&own)) {
+            tracing::debug!(%error, "the socket goes on receiving");
+        }
+    }
+
     /// The descriptor, for system calls.
     pub(super) fn raw(&self) -> RawFd {
         self.socket.as_raw_fd()

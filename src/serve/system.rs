@@ -61,20 +61,34 @@ unsafe fn ip_of(address: *const libc::sockaddr) -> Option<IpAddr> {
     }
 }
 
+/// The limit of open descriptors in force.
+///
+/// # Errors
+/// As `getrlimit` says.
+pub fn descriptor_limit() -> io::Result<u64> {
+    Ok(limits()?.rlim_cur)
+}
+
 /// Raises the limit of open descriptors to what the system permits; gives it back.
 ///
 /// # Errors
 /// As `setrlimit` says.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: limit outlives the call and is written by it.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = limits()?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: limit outlives the call and is only read.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(limit.rlim_cur)
+}
+
+/// The limits of open descriptors: the one in force, and the most that it can be raised to.
+fn limits() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: limit outlives the call and is written by it.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,9 @@ use super::quota::Share;
 use super::reply;
 use super::socket::{self, UdpSocket};
 use crate::clock;
-use crate::dns::Rcode;
+use crate::dns::query::QueryView;
+use crate::dns::wire::{self, flag};
+use crate::dns::{HEADER_LEN, Rcode};
 use crate::metrics::{Arrival, Origin, ThreadTally};
 use crate::pulse::Pulse;
 use crate::resolve::Carrier;
@@ -27,6 +30,9 @@ const POLL_MS: i32 = 200;
 
 /// Batches that are taken from one socket before the others get their turn.
 const TURN: usize = 16;
+
+/// How long a thread rests when a socket gives nothing but errors.
+const REST: Duration = Duration::from_millis(20);
 
 /// How often a response waits for room in the send buffer, a millisecond each.
 const SEND_TRIES: usize = 5;
@@ -81,8 +87,12 @@ impl Serve {
     /// Goes round until the drain begins and nothing is left to read.
     fn run(mut self, _owed: Owed) {
         let mut ready = Vec::with_capacity(self.sockets.len());
+        let mut deaf = false;
         loop {
             let draining = self.shutdown.is_begun();
+            if draining && !std::mem::replace(&mut deaf, true) {
+                self.sockets.iter().for_each(|socket| socket.stop_receiving());
+            }
             let timeout_ms = if draining { 0 } else { POLL_MS };
             socket::wait_readable(&self.sockets, timeout_ms, &mut ready);
             self.pulse.beat();
@@ -98,14 +108,19 @@ impl Serve {
     /// Reads one socket until it is empty or its turn is over.
     fn take_turn(&mut self, index: usize) {
         let socket = Arc::clone(&self.sockets[index]);
+        let mut failed = 0;
         for _ in 0..TURN {
             // Errors of earlier sends (ICMP) surface here and concern nobody.
             match self.inbox.receive(&socket) {
                 Ok(0) => return,
                 Ok(count) => self.serve_batch(&socket, count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {}
+                Err(_) => failed += 1,
             }
+        }
+        // Not a passing error, and `poll` does not wait for it to go away.
+        if failed == TURN {
+            std::thread::sleep(REST);
         }
     }
 
@@ -115,7 +130,11 @@ impl Serve {
         let front = Arc::clone(&self.front);
         let policy = front.policy.load();
         for i in 0..count {
-            self.serve_one(i, socket, now, &policy);
+            // A panic must cost one datagram, not the thread.
+            let serving = AssertUnwindSafe(|| self.serve_one(i, socket, now, &policy));
+            if catch_unwind(serving).is_err() {
+                self.apologise(i);
+            }
         }
         let lost = self.outbox.send(socket, &mut self.inbox);
         if lost > 0 {
@@ -126,6 +145,24 @@ impl Serve {
         for (facts, arrival) in self.facts.drain(..) {
             self.tally.record(&facts.answered(arrival, duration));
         }
+    }
+
+    /// Counts a panic over datagram `i`, and answers it with what cannot panic again.
+    fn apologise(&mut self, i: usize) {
+        self.front.metrics.serve.panics.inc();
+        tracing::error!("a panic was caught in a serve thread");
+        let wire = self.inbox.datagram(i);
+        // Where the response was committed already, its facts are what is missing.
+        self.outbox.keep(self.facts.len());
+        let is_query = wire::u16_at(wire, 2).is_some_and(|flags| flags & flag::QR == 0);
+        if wire.len() < HEADER_LEN || !is_query {
+            return;
+        }
+        let len = reply::header(wire, Rcode::SERVFAIL, self.outbox.slot());
+        let facts = Facts::of_malformed(Rcode::SERVFAIL, wire.len(), len);
+        self.outbox.commit(i, len);
+        self.facts
+            .push((facts, handler::arrival_of(self.inbox.peer(i).source(), Carrier::Datagram)));
     }
 
     /// Answers datagram `i` of the inbox into the outbox, or submits it.
@@ -145,7 +182,7 @@ impl Serve {
                     let miss = self.miss(i, socket, now, share);
                     self.misses.push(miss);
                 }
-                None => facts = Some(self.front.shed(view, out)),
+                None => facts = Some(self.front.shed(view, wire.len(), out)),
             },
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
                 let (resolver, query) = (Arc::clone(&self.front.resolver), view.to_query());
@@ -225,7 +262,7 @@ impl Miss {
 
 impl Front {
     /// Writes the response that says that too many queries are in flight.
-    pub fn shed(&self, view: &crate::dns::query::QueryView<'_>, out: &mut [u8]) -> Facts {
+    pub fn shed(&self, view: &QueryView<'_>, query_len: usize, out: &mut [u8]) -> Facts {
         self.metrics.serve.shed.inc();
         let response_len = reply::refusal(view, Rcode::SERVFAIL, Some(&SHED), out);
         Facts {
@@ -234,7 +271,7 @@ impl Front {
             dnssec_ok: view.dnssec_ok(),
             rcode: Rcode::SERVFAIL,
             origin: Origin::Failure,
-            query_len: 0,
+            query_len,
             response_len,
         }
     }
