@@ -1,6 +1,9 @@
 //! nodens against real parts: the executable, Knot DNS, dnsperf, tcpdump, unbound, C libraries.
 //!
 //! `harness` starts and ends the parts; the other modules are tests, filed by subject, `conformance` by RFC.
+//!
+//! Environment: `CI=true` makes a test that cannot run a failure, `IT_LONG` makes the flood last 60 s
+//! instead of 8 (for nightly runs), `IT_KEEP` leaves the tests' files in the temporary directory.
 
 mod admin;
 mod answers;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::harness::place::free_port;
 use crate::harness::process::find;
-use crate::harness::{Place, Setup, Sink, ask, namespace, needs, qtype, sink, wire};
+use crate::harness::{Daemon, Place, Setup, Sink, ask, namespace, needs, qtype, sink, wire};
 
 /// Runs `nodens` with these arguments to its end, which must come within 10 s.
 fn nodens(arguments: &[&str]) -> Output {
@@ -186,4 +186,30 @@ fn completions_and_help_are_printed() {
     }
     let completions = nodens(&["completions", "bash"]);
     assert!(completions.status.success() && !completions.stdout.is_empty());
+}
+
+#[test]
+fn with_take_over_a_second_instance_shares_the_port_and_stays_when_the_first_leaves() {
+    let sink = Sink::start(|seen| sink::ordinary(seen).now());
+    let mut first = Setup::towards(sink.address).start();
+    let (place, listen) = (Place::new(), first.address().to_string());
+    let text = format!("[admin]\nlisten = []\nsocket = {:?}\n", place.path("admin.sock"));
+    let config = place.write("nodens.toml", &text);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
+    command.args(["run", "--take-over", "--listen", &listen]);
+    command.args(["--upstream", &sink.address.to_string(), "--config"]).arg(config);
+    let mut second = Daemon::run(command, place, first.port, text);
+    second.wait_for("/readyz");
+    for number in 0..50 {
+        let question = ask(&format!("n{number}.example.org"), qtype::A);
+        assert_eq!(wire::udp(first.address(), &question).data(qtype::A), ["192.0.2.7"]);
+        assert_eq!(wire::tcp(first.address(), &question).data(qtype::A), ["192.0.2.7"]);
+    }
+    first.process.signal(libc::SIGTERM);
+    first.process.wait(Duration::from_secs(8)).expect("an end");
+    for number in 0..50 {
+        let question = ask(&format!("m{number}.example.org"), qtype::A);
+        assert_eq!(wire::udp(second.address(), &question).data(qtype::A), ["192.0.2.7"]);
+        assert_eq!(wire::tcp(second.address(), &question).data(qtype::A), ["192.0.2.7"]);
+    }
 }
