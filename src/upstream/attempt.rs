@@ -86,19 +86,21 @@ impl<'a> Attempt<'a> {
     /// # Cancel safety
     /// Dropping ends the attempt; its port rests.
     pub async fn run(self) -> Outcome {
+        // The rare ways are boxed: their futures are many times as large as the usual one's, which
+        // each attempt in flight would otherwise carry along.
         if self.peer.upstream.transport != Transport::Udp {
-            return self.by_stream().await;
+            return Box::pin(self.by_stream()).await;
         }
         let class = PortClass::of_qtype(self.query.qtype);
-        let Some(_in_flight) = self.peer.enter(class) else { return self.overflow().await };
+        let Some(_in_flight) = self.peer.enter(class) else { return Box::pin(self.overflow()).await };
         match self.by_udp(class, self.style).await {
             Step::Done(outcome) => outcome,
-            Step::NoPort => self.overflow().await,
+            Step::NoPort => Box::pin(self.overflow()).await,
             Step::ByTcp => {
                 self.peer.metrics.tcp_fallbacks.inc();
-                self.by_stream().await
+                Box::pin(self.by_stream()).await
             }
-            Step::WithoutEdns => self.without_edns(class).await,
+            Step::WithoutEdns => Box::pin(self.without_edns(class)).await,
         }
     }
 
@@ -107,8 +109,8 @@ impl<'a> Attempt<'a> {
         let style = Style { edns: false, ..self.style };
         let outcome = match self.by_udp(class, style).await {
             Step::Done(outcome) => outcome,
-            Step::ByTcp | Step::WithoutEdns => self.by_stream().await,
-            Step::NoPort => self.overflow().await,
+            Step::ByTcp | Step::WithoutEdns => Box::pin(self.by_stream()).await,
+            Step::NoPort => Box::pin(self.overflow()).await,
         };
         if !matches!(outcome, Outcome::Failed { rcode: Rcode::FORMERR | Rcode::NOTIMP, .. }) {
             self.peer.on_edns_refused(clock::now());

@@ -37,7 +37,13 @@ fn kernel_drops() -> f64 {
 #[test]
 fn at_full_speed_every_query_is_answered_or_counted_and_memory_stays_within_the_budget() {
     needs!("knotd", "dnsperf", "ip");
-    namespace::inside(full_speed);
+    namespace::inside(|| full_speed(false));
+}
+
+#[test]
+fn an_upstream_that_stalls_for_a_second_costs_neither_answers_nor_the_memory_budget() {
+    needs!("knotd", "dnsperf", "ip");
+    namespace::inside(|| full_speed(true));
 }
 
 /// The most resident memory while the load runs; says every 5 s how much it is.
@@ -56,7 +62,7 @@ fn watch_memory(daemon: &Daemon, load: &mut Running, idle: u64) -> u64 {
 }
 
 /// The run itself, in a namespace where every drop of the kernel is ours.
-fn full_speed() {
+fn full_speed(stalls: bool) {
     let seconds = if std::env::var_os("IT_LONG").is_some() { 60 } else { 8 };
     let knot = Knot::start();
     let daemon = Setup::towards(knot.address).tables("[cache]\nsize = \"4MiB\"").start();
@@ -65,6 +71,12 @@ fn full_speed() {
     let counted = |name| daemon.metric(name, "");
     let before = counted("coredns_dns_requests_total");
     let mut load = Load::full_speed(seconds, names(3_000_000, 900)).start(daemon.address());
+    if stalls {
+        std::thread::sleep(Duration::from_millis(1500));
+        knot.process.signal(libc::SIGSTOP);
+        std::thread::sleep(Duration::from_secs(1));
+        knot.process.signal(libc::SIGCONT);
+    }
     let most = watch_memory(&daemon, &mut load, idle);
     let report = load.report();
     let answered = counted("coredns_dns_requests_total") - before;
