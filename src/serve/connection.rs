@@ -4,7 +4,6 @@
 //! for it, then the reading stops, and one that takes nothing for too long is given up.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use super::batch::DATAGRAM;
 use super::front::{Facts, Look};
 use super::handler;
 use super::quota::Share;
+use super::seats::Seated;
 use super::tcp::Server;
 use crate::clock;
 use crate::dns::wire;
@@ -51,8 +51,7 @@ const TOO_MUCH: usize = 4 * ENOUGH;
 /// One connection's state.
 pub(super) struct Connection {
     server: Arc<Server>,
-    source: SocketAddr,
-    in_flight: AtomicUsize,
+    seated: Seated,
     room: Arc<Semaphore>,
     unsent: Unsent,
 }
@@ -97,14 +96,15 @@ struct Working(Arc<Connection>);
 impl Working {
     /// One more.
     fn new(connection: &Arc<Connection>) -> Self {
-        connection.in_flight.fetch_add(1, Ordering::AcqRel);
+        connection.seated.seat.in_flight.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(connection))
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.0.seated.touch(clock::now());
+        self.0.seated.seat.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -117,14 +117,13 @@ enum Ended {
 }
 
 /// Serves one connection from its first query to its FIN.
-pub(super) async fn converse(server: Arc<Server>, stream: TcpStream, source: SocketAddr) {
+pub(super) async fn converse(server: Arc<Server>, stream: TcpStream, seated: Seated) {
     // Responses are whole messages; waiting to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
     let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(server.pipeline);
     let connection = Arc::new(Connection {
-        source,
-        in_flight: AtomicUsize::new(0),
+        seated,
         room: Arc::new(Semaphore::new(server.pipeline)),
         unsent: Unsent::default(),
         server,
@@ -163,6 +162,7 @@ impl Connection {
         reader: &mut Reader,
         sender: mpsc::Sender<Vec<u8>>,
     ) -> Ended {
+        let seat = &self.seated.seat;
         let mut last_call: Option<Instant> = None;
         loop {
             let left = last_call.map(|end| end.saturating_duration_since(clock::now()));
@@ -177,6 +177,7 @@ impl Connection {
                     last_call = Some(clock::now() + LAST_CALL);
                     continue;
                 }
+                () = seat.given_up() => return Ended::ByUs,
             };
             match next {
                 Ok(Ok(Some(message))) => {
@@ -186,7 +187,7 @@ impl Connection {
                 }
                 Ok(_) => return Ended::ByThem,
                 Err(_elapsed) if last_call.is_some() => return Ended::ByUs,
-                Err(_elapsed) if self.in_flight.load(Ordering::Acquire) > 0 => {}
+                Err(_elapsed) if seat.in_flight.load(Ordering::Acquire) > 0 => {}
                 Err(_elapsed) => return Ended::ByUs,
             }
         }
@@ -200,9 +201,10 @@ impl Connection {
     ) -> Option<()> {
         self.unsent.ebb().await;
         let received = clock::now();
-        let front = &self.server.front;
+        self.seated.touch(received);
+        let (front, source) = (&self.server.front, self.seated.seat.source);
         let policy = front.policy.load_full();
-        let look = front.look(&message, self.source.ip(), received, &policy);
+        let look = front.look(&message, source.ip(), received, &policy);
         let room = match &look {
             Look::Hit(_, entry) => entry.encoded().max_fitted_len().clamp(SMALL, MAX_MESSAGE),
             _ => SMALL,
@@ -212,7 +214,7 @@ impl Connection {
         let logged = policy.query_log.is_on().then(|| look.qname().to_vec());
         match &look {
             Look::Silence => return None,
-            Look::Miss(view) => match front.in_flight.take(self.source.ip()) {
+            Look::Miss(view) => match front.in_flight.take(source.ip()) {
                 None => facts = Some(front.shed(view, message.len(), &mut out)),
                 Some(share) => self.submit(message, sender, (share, received)).await,
             },
@@ -230,12 +232,13 @@ impl Connection {
 
     /// Counts and logs what was answered.
     fn account(&self, facts: &Facts, received: Instant, logged: Option<&[u8]>) {
-        let arrival = handler::arrival_of(self.source, Carrier::Stream);
+        let source = self.seated.seat.source;
+        let arrival = handler::arrival_of(source, Carrier::Stream);
         let duration = clock::now().saturating_duration_since(received);
         let answered = facts.answered(arrival, duration);
         self.server.tally.record(&answered);
         if let Some(qname) = logged {
-            self.server.front.policy.load().query_log.log(self.source, qname, &answered);
+            self.server.front.policy.load().query_log.log(source, qname, &answered);
         }
     }
 
@@ -259,9 +262,9 @@ impl Connection {
         let owed = self.server.shutdown.owe();
         tokio::spawn(async move {
             let this = &working.0;
-            let handler = &this.server.handler;
+            let (handler, source) = (&this.server.handler, this.seated.seat.source);
             let response =
-                handler::handle(handler, message, this.source, Carrier::Stream, received).await;
+                handler::handle(handler, message, source, Carrier::Stream, received).await;
             // It is resolved: what the stub resolver does not read must not hold others up.
             drop(share);
             if let Some(response) = response {

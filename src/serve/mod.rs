@@ -3,7 +3,7 @@
 //! [`front`] looks at a message: refused, answered from the cache, or a miss. [`udp`] and [`tcp`] are
 //! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss goes through [`handler`], the one
 //! `RequestHandler` for every way in; [`reply`] writes what is not a stored response; [`quota`]
-//! shares what is bounded fairly among sources.
+//! shares what is bounded fairly among sources, [`seats`] the TCP connections.
 //! It refuses to decide what the answer is: that is `resolve`.
 
 pub mod allow;
@@ -13,6 +13,7 @@ pub mod front;
 pub mod handler;
 pub mod quota;
 pub mod reply;
+pub mod seats;
 pub mod socket;
 pub mod system;
 pub mod tcp;

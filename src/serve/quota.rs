@@ -41,13 +41,20 @@ impl Shares {
 
     /// Takes one unit for `source`; `None` when its share is used up.
     pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
-        let slot = self.slot(source);
-        let total = self.total.fetch_add(1, Ordering::Relaxed);
-        let held = self.held[slot].fetch_add(1, Ordering::Relaxed);
-        let share = Share { shares: Arc::clone(self), slot };
+        let share = self.take_beyond(source);
+        let total = self.total.load(Ordering::Relaxed).saturating_sub(1);
+        let held = self.held[share.slot].load(Ordering::Relaxed).saturating_sub(1);
         let free = self.limit.saturating_sub(total);
         // A source that holds nothing needs one free unit only.
         (held < free.min(self.per_source)).then_some(share)
+    }
+
+    /// Takes one unit although none is left; for one that replaces another which is being given back.
+    pub fn take_beyond(self: &Arc<Self>, source: IpAddr) -> Share {
+        let slot = self.slot(source);
+        self.total.fetch_add(1, Ordering::Relaxed);
+        self.held[slot].fetch_add(1, Ordering::Relaxed);
+        Share { shares: Arc::clone(self), slot }
     }
 
     /// Units that are taken.

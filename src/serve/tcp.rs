@@ -18,8 +18,9 @@ use tokio::time::timeout;
 
 use super::front::Front;
 use super::handler::Handler;
-use super::quota::{Share, Shares};
+use super::seats::{Seated, Seats};
 use super::{Runners, connection, system};
+use crate::clock;
 use crate::config;
 use crate::metrics::{Metrics, Tally};
 use crate::pulse::Pulse;
@@ -39,7 +40,7 @@ pub(super) struct Server {
     pub(super) front: Arc<Front>,
     pub(super) handler: Arc<Handler>,
     pub(super) tally: Arc<Tally>,
-    connections: Arc<Shares>,
+    seats: Arc<Seats>,
     pub(super) pipeline: usize,
     pub(super) idle: Duration,
     pub(super) shutdown: Shutdown,
@@ -59,7 +60,7 @@ pub fn start(
         front: Arc::clone(runners.front),
         handler: Arc::new(Handler::new(Arc::clone(runners.front))),
         tally: runners.front.metrics.tally(),
-        connections: Shares::new(connections, serve.tcp_connections_per_source),
+        seats: Seats::new(connections, serve.tcp_connections_per_source, clock::now()),
         pipeline: serve.tcp_pipeline,
         idle: serve.tcp_idle,
         shutdown: runners.shutdown.clone(),
@@ -136,9 +137,9 @@ impl Server {
         }
     }
 
-    /// Gives a connection to a worker, or closes it when its source holds too many.
+    /// Gives a connection to a worker, or closes it when there is no seat for its source.
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr, to: &Handle) {
-        let Some(share) = self.connections.take(source.ip()) else {
+        let Some(seated) = self.seats.take(source, clock::now()) else {
             self.front.metrics.serve.tcp_refused.inc();
             return;
         };
@@ -146,22 +147,23 @@ impl Server {
         let server = Arc::clone(self);
         to.spawn(async move {
             if let Ok(stream) = TcpStream::from_std(stream) {
-                server.converse(stream, source, share).await;
+                server.converse(stream, seated).await;
             }
         });
     }
 
     /// One connection as long as it lasts; a panic in it ends it alone.
-    async fn converse(self: Arc<Self>, stream: TcpStream, source: SocketAddr, share: Share) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, seated: Seated) {
         let open = Open::new(&self.front.metrics);
         let owed = self.shutdown.owe();
         let serve = &self.front.metrics.serve;
-        let conversation = connection::converse(Arc::clone(&self), stream, source);
+        let source = seated.seat.source;
+        let conversation = connection::converse(Arc::clone(&self), stream, seated);
         if AssertUnwindSafe(conversation).catch_unwind().await.is_err() {
             serve.panics.inc();
             tracing::error!(%source, "a panic was caught in a TCP connection");
         }
-        drop((open, owed, share));
+        drop((open, owed));
     }
 }
 

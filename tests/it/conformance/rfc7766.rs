@@ -125,6 +125,9 @@ fn connections_of_one_source_are_capped_and_others_still_served() {
     assert!(daemon.metric("nodens_tcp_connections_refused_total", "") >= 7.0);
     let other = Tcp::to(daemon.address6()).exchange(&question);
     assert_eq!(other.rcode(), rcode::NOERROR, "another source");
+    std::thread::sleep(Duration::from_millis(700));
+    let newcomer = Tcp::to(daemon.address()).exchange(&question);
+    assert_eq!(newcomer.rcode(), rcode::NOERROR, "the seat of one that idles");
     drop(held);
     let again = until(Duration::from_secs(5), || {
         let mut stream = Tcp::to(daemon.address());
