@@ -17,6 +17,7 @@ mod links;
 mod netfilter;
 mod opinion;
 mod ports;
+mod pressure;
 mod reload;
 mod startup;
 mod stubs;
