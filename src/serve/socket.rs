@@ -76,6 +76,12 @@ impl UdpSocket {
         }
     }
 
+    /// The address that it is bound to.
+    #[cfg(test)]
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr().map(|address| address.as_socket().expect("an IP socket"))
+    }
+
     /// The descriptor, for system calls.
     pub(super) fn raw(&self) -> RawFd {
         self.socket.as_raw_fd()

@@ -276,3 +276,94 @@ impl Front {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket as Stub;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::config::{self, Config, Listen};
+    use crate::dns::Qtype;
+    use crate::dns::name::Name;
+    use crate::dns::query::Query;
+    use crate::metrics::Metrics;
+    use crate::pulse::Pulses;
+    use crate::resolve::Resolver;
+    use crate::resolve::local::Local;
+    use crate::resolve::route::{ForwardZone, Routes};
+    use crate::serve::allow::AllowList;
+    use crate::serve::quota::Shares;
+    use crate::telemetry::QueryLog;
+    use crate::upstream::Upstreams;
+
+    /// A front that knows our own data only and promises more than a buffer holds, which panics.
+    fn overreaching() -> (Arc<Front>, Config) {
+        let inputs = config::Inputs {
+            file: None,
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        let config = config::load(&inputs).expect("the built-in configuration is right");
+        let metrics = Metrics::new();
+        let ports = config.upstream_ports.clone();
+        let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
+        let root = Arc::new(ForwardZone {
+            name: Name::root(),
+            id: metrics.zone(&Name::root()),
+            group: upstreams.group(&config.forward[0], &[]),
+        });
+        let routes = Routes::new(Local::new(&config.local, None), root.id, root, Vec::new());
+        let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
+        let probe = Arc::clone(upstreams.loop_probe());
+        let resolver = Arc::new(Resolver::new(routes, cache, probe, Arc::clone(&metrics)));
+        let policy = Policy {
+            allow: AllowList::new(None, &[]),
+            udp_payload: u16::MAX,
+            query_log: QueryLog::new(0.0),
+        };
+        (Arc::new(Front::new(resolver, policy, metrics, Shares::new(16, 16))), config)
+    }
+
+    /// The RCODE of the response to `query`.
+    fn rcode(stub: &Stub, query: &[u8]) -> u8 {
+        stub.send(query).expect("sent");
+        let mut response = [0; 512];
+        stub.recv(&mut response).expect("never silence");
+        assert_eq!(response[..2], query[..2]);
+        response[3] & 0xf
+    }
+
+    #[test]
+    fn a_panic_in_a_serve_thread_costs_one_query_and_is_counted() {
+        let (front, config) = overreaching();
+        let listen = Listen {
+            address: "127.0.0.1:0".parse().expect("address"),
+            device: None,
+            required: true,
+        };
+        let socket = Arc::new(UdpSocket::bind(&listen, &config.serve).expect("a free port"));
+        let address = socket.local_address().expect("bound");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let (pulses, shutdown) = (Pulses::default(), Shutdown::default());
+        let workers = [runtime.handle().clone()];
+        let runners =
+            Runners { front: &front, workers: &workers, pulses: &pulses, shutdown: &shutdown };
+        start(0, vec![socket], &runners).expect("a thread");
+        let stub = Stub::bind("127.0.0.1:0").expect("a free port");
+        stub.connect(address).expect("a route");
+        stub.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let query = Query::new(Name::from_text("localhost").expect("name"), Qtype::A);
+        let small = query.to_wire(1, query.qname.as_wire(), false);
+        let mut large = query.to_wire(2, query.qname.as_wire(), true);
+        // The payload size in the OPT record.
+        let at = large.len() - 8;
+        wire::put_u16(&mut large, at, u16::MAX);
+        assert_eq!(rcode(&stub, &small), 0, "resolved and stored");
+        assert_eq!(rcode(&stub, &large), 2, "the hit panics");
+        assert_eq!(front.metrics.serve.panics.get(), 1);
+        assert_eq!(rcode(&stub, &small), 0, "the thread goes on");
+        shutdown.begin();
+    }
+}
