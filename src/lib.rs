@@ -1,11 +1,13 @@
 //! nodens answers DNS on every node of a cluster.
 pub mod admin;
 pub mod app;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dns;
+pub mod lab;
 pub mod metrics;
 pub mod netlink;
 pub mod pulse;

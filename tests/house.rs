@@ -46,6 +46,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/config/", // static records are read from text by hickory's parser
             "src/resolve/alias.rs", // writes a chased CNAME and its target as one message
             "src/resolve/any.rs", // writes the HINFO of RFC 8482
+            "src/lab/authority.rs",
         ],
     ),
     (&["rustls", "webpki_roots"], &["src/upstream/"]),
@@ -56,17 +57,20 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/serve/batch.rs",
             "src/serve/system.rs",
             "src/upstream/ports.rs",
+            "src/lab/shelter.rs",
+            "src/lab/namespace.rs",
         ],
     ),
     (&["moka"], &["src/cache/mod.rs"]),
-    (&["netlink_sys"], &["src/netlink/"]),
+    (&["netlink_sys", "netlink_packet_core", "netlink_packet_route"], &["src/netlink/"]),
+    (&["hdrhistogram"], &["src/bench/"]),
     (&["axum"], &["src/admin/"]),
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),
     (&["toml", "strsim"], &["src/config/"]),
     (&["serde_json"], &["src/admin/", "src/cli/"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
-    (&["async_trait"], &["src/serve/handler.rs"]), // as hickory's RequestHandler is declared
+    (&["async_trait"], &["src/serve/handler.rs", "src/lab/authority.rs"]), // as hickory's RequestHandler is declared
     (&["rand"], &["src/upstream/", "src/resolve/", "src/stub/", "src/telemetry.rs"]),
 ];
 

@@ -62,7 +62,7 @@ fn read_qtype(text: &str) -> Result<Qtype, String> {
 }
 
 /// Reads a duration above zero.
-fn read_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn read_timeout(text: &str) -> Result<Duration, String> {
     let duration = forms::parse_duration(text).filter(|duration| !duration.is_zero());
     duration.ok_or_else(|| "write e.g. 500ms or 5s".to_owned())
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod check_config;
+mod lab;
 mod lookup;
 mod pages;
 mod run;
@@ -19,6 +20,8 @@ use crate::admin::client::ClientError;
 use crate::app::StartError;
 use crate::config::error::Fault;
 use crate::config::{Config, ConfigErrors, Flags, Sources};
+use crate::lab::LabError;
+use crate::lab::shelter::ShelterError;
 use crate::stub::AskError;
 use crate::stub::reply::MalformedReply;
 
@@ -46,6 +49,7 @@ struct Arguments {
 enum Command {
     Run(run::Run),
     CheckConfig(check_config::CheckConfig),
+    Lab(lab::Lab),
     Lookup(lookup::Lookup),
     Probe(admin::Probe),
     Cache(admin::Cache),
@@ -92,6 +96,12 @@ enum Failure {
     NoSocket,
     #[error("the configuration has no fixed port to ask; name the server by --server")]
     NoServer,
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    #[error(transparent)]
+    Shelter(#[from] ShelterError),
+    #[error("it has said why")]
+    Told(u8),
     #[error("{0}")]
     Output(#[from] io::Error),
 }
@@ -101,6 +111,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Start(error) => error.exit_code(),
+            Self::Told(code) => *code,
             Self::Config(_) | Self::Argument { .. } | Self::NoSocket | Self::NoServer => 2,
             // Whoever read us has seen enough: `nodens check-config | head -1`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
@@ -114,6 +125,7 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(run) => run.run(),
         Command::CheckConfig(check) => check.run(),
+        Command::Lab(lab) => lab.run(),
         Command::Lookup(lookup) => lookup.run(),
         Command::Probe(probe) => probe.run(),
         Command::Cache(cache) => cache.run(),
@@ -123,7 +135,7 @@ pub fn main() -> ExitCode {
     };
     let Err(failure) = done else { return ExitCode::SUCCESS };
     let code = failure.exit_code();
-    if code != 0 {
+    if code != 0 && !matches!(failure, Failure::Told(_)) {
         // Nobody is left to be told when stderr is closed too.
         let lines = failure.to_string().replace('\n', "\nnodens: ");
         let _ = writeln!(io::stderr(), "nodens: {lines}");

@@ -1,4 +1,5 @@
-//! Netlink: messages and batches for nftables, for whoever makes tables of packet rules.
+//! Netlink: messages and batches for nftables, for whoever makes tables of packet rules; links,
+//! addresses and routes in [`links`].
 //!
 //! [`nft`] builds a batch of objects, [`expr`] the expressions of its rules, [`netfilter`] sends the
 //! batch and proves that it was committed; [`attr`] is the encoding below them. Written by hand on
@@ -8,5 +9,7 @@
 
 pub mod attr;
 pub mod expr;
+pub mod links;
 pub mod netfilter;
 pub mod nft;
+mod receipt;

@@ -1,8 +1,11 @@
 //! A stub resolver of our own: asks one server and waits, as an application does.
 //!
-//! Synchronous, one question at a time. It refuses to cache, to choose among servers and to follow
-//! aliases. Read [`ask`] first; [`reply`] reads what came back.
+//! It refuses to cache, to choose among servers and to follow aliases. Read [`ask`] first: one question,
+//! synchronous. [`pair`] asks several at the same instant, [`load`] at any rate; [`reply`] reads what
+//! came back.
 
+pub mod load;
+pub mod pair;
 pub mod reply;
 mod tcp;
 mod udp;

@@ -1,0 +1,175 @@
+//! `nodens lab`
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::{Failure, print};
+use crate::lab::scenario::Scenario;
+use crate::lab::topology::Topology;
+use crate::lab::{self, Family, Options, shelter};
+
+/// Build a cluster of network namespaces and show lost queries, without nodens and with it
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Build a cluster of network namespaces and show lost queries, without nodens and with it.\n\n\
+        Pods, a node with kube-proxy's rules and two cluster DNS servers, on this machine's own kernel: nothing \
+        outside the namespaces is touched, and nothing is left behind. Needs root, or unprivileged user \
+        namespaces.",
+    after_help = "Examples:\n  \
+        nodens lab\n  \
+        nodens lab --scenario snat --topology bridge --rounds 20000\n  \
+        nodens lab --json > report.json\n  \
+        nodens lab --keep --topology routed"
+)]
+pub(super) struct Lab {
+    /// What pods do [default: all]
+    #[arg(long, value_name = "SCENARIO")]
+    scenario: Vec<ScenarioName>,
+    /// How pods are wired to their node [default: bridge]
+    #[arg(long, value_name = "TOPOLOGY")]
+    topology: Vec<TopologyName>,
+    /// IP versions [default: both]
+    #[arg(long, value_name = "FAMILY")]
+    family: Vec<FamilyName>,
+    /// Rounds of each run
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    rounds: u64,
+    /// Rounds that begin in a second
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Where names and source ports begin
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// How long a stub resolver waits before it asks again: 5s is glibc's, 2500ms musl's
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = super::lookup::read_timeout)]
+    timeout: Duration,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+    /// Build the first topology with nodens, say how to enter each namespace, and wait for Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Set by the command itself when it runs inside its namespaces
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+/// Names of scenarios.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ScenarioName {
+    /// A and AAAA at the same instant from one socket
+    Pair,
+    /// Two pods, same source port, same destination, same instant
+    Snat,
+}
+
+/// Names of topologies.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TopologyName {
+    /// A bridge, as with Docker and kubenet
+    Bridge,
+    /// A bridge, and the cluster DNS behind a tunnel, as with Flannel
+    Vxlan,
+    /// Host routes and proxied ARP, as with Calico
+    Routed,
+    /// Links on top of the node's network card
+    Macvlan,
+    /// One after the other
+    All,
+}
+
+/// Names of IP versions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FamilyName {
+    Ipv4,
+    Ipv6,
+}
+
+impl Lab {
+    /// Goes inside; there it runs the lab.
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if !self.inside {
+            return self.go_inside();
+        }
+        shelter::settle()?;
+        if self.keep {
+            return self.keep();
+        }
+        let is_terminal = io::stderr().is_terminal();
+        let report = lab::run(&self.options(), &mut |line| {
+            if is_terminal {
+                // Nobody is left to be told when stderr is closed.
+                let _ = write!(io::stderr(), "\r\x1b[K{line}");
+            }
+        })?;
+        if is_terminal {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+        print(&match self.json {
+            true => serde_json::to_string_pretty(&report).map_err(io::Error::from)? + "\n",
+            false => report.to_string(),
+        })
+    }
+
+    /// Starts the same command inside namespaces of its own.
+    fn go_inside(&self) -> Result<(), Failure> {
+        let arguments = std::env::args_os().skip(1).chain(["--inside".into()]);
+        let status = shelter::run_inside(arguments)?;
+        match status.code() {
+            Some(0) => Ok(()),
+            // The reason was told inside.
+            code => Err(Failure::Told(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
+        }
+    }
+
+    /// Builds a lab and stays.
+    fn keep(&self) -> Result<(), Failure> {
+        let options = self.options();
+        let first = (options.topologies.first(), options.scenarios.first());
+        let (Some(topology), Some(scenario)) = first else { return Ok(()) };
+        let (lab, text) = lab::keep(*topology, *scenario)?;
+        print(&(text + "Ctrl-C takes the lab down\n"))?;
+        std::thread::park();
+        drop(lab);
+        Ok(())
+    }
+
+    /// What the flags ask for.
+    fn options(&self) -> Options {
+        let scenario = |name: &ScenarioName| match name {
+            ScenarioName::Pair => Scenario::Pair,
+            ScenarioName::Snat => Scenario::Snat,
+        };
+        let family = |name: &FamilyName| match name {
+            FamilyName::Ipv4 => Family::V4,
+            FamilyName::Ipv6 => Family::V6,
+        };
+        let topology = |name: &TopologyName| match name {
+            TopologyName::Bridge => vec![Topology::Bridge],
+            TopologyName::Vxlan => vec![Topology::Vxlan],
+            TopologyName::Routed => vec![Topology::Routed],
+            TopologyName::Macvlan => vec![Topology::Macvlan],
+            TopologyName::All => Topology::ALL.to_vec(),
+        };
+        Options {
+            topologies: match self.topology.is_empty() {
+                true => vec![Topology::Bridge],
+                false => self.topology.iter().flat_map(topology).collect(),
+            },
+            scenarios: match self.scenario.is_empty() {
+                true => Scenario::ALL.to_vec(),
+                false => self.scenario.iter().map(scenario).collect(),
+            },
+            families: match self.family.is_empty() {
+                true => Family::ALL.to_vec(),
+                false => self.family.iter().map(family).collect(),
+            },
+            rounds: self.rounds,
+            rate: self.rate,
+            seed: self.seed,
+            timeout: self.timeout,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `nodens lab`: a cluster of network namespaces on this kernel, in which queries are lost, and then not.
+//!
+//! [`shelter`] is where it lives, so that it goes with the command. [`topology`] wires pods, node and
+//! cluster DNS; `rules` are those of kube-proxy; `authority` is the cluster DNS; [`scenario`] is
+//! what pods do, [`report`] what came of it. It never touches the namespace that it was started in.
+
+mod authority;
+mod conntrack;
+mod daemon;
+mod namespace;
+mod net;
+pub mod report;
+mod rules;
+pub mod scenario;
+pub mod shelter;
+pub mod topology;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use self::authority::{Authority, Zone};
+use self::conntrack::{Counters, Entries};
+use self::daemon::Daemon;
+pub use self::net::Family;
+use self::net::{CLUSTER_DNS, DNS, NODE_DNS, Net};
+use self::report::{Report, Row, Sum};
+use self::scenario::{Course, NAMES, Scenario};
+use self::topology::Topology;
+use crate::netlink::links::LinkError;
+use crate::netlink::netfilter::NetlinkError;
+use crate::stub::AskError;
+use crate::stub::pair::Patience;
+
+/// How often a stub resolver asks.
+const TRIES: u32 = 2;
+
+/// What shall be run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub topologies: Vec<Topology>,
+    pub scenarios: Vec<Scenario>,
+    pub families: Vec<Family>,
+    /// Of each run.
+    pub rounds: u64,
+    /// Rounds that begin in a second.
+    pub rate: u32,
+    /// Where names and ports begin.
+    pub seed: u64,
+    /// How long a stub resolver waits before it asks again.
+    pub timeout: Duration,
+}
+
+/// Why the lab failed.
+#[derive(Debug, Error)]
+pub enum LabError {
+    #[error("the namespace of {name} is not to be had: {reason}")]
+    Namespace { name: String, reason: io::Error },
+    #[error("the setting {key} cannot be written: {reason}")]
+    Setting { key: String, reason: io::Error },
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Rules(#[from] NetlinkError),
+    #[error("there is no runtime: {0}")]
+    Runtime(io::Error),
+    #[error("the cluster DNS cannot listen at {at}: {reason}")]
+    Listen { at: SocketAddr, reason: io::Error },
+    #[error("{0} has vanished")]
+    Vanished(&'static str),
+    #[error("nodens does not start on the node: {0}")]
+    Daemon(io::Error),
+    #[error("nodens started on the node, but {0}")]
+    Unanswered(#[from] AskError),
+    #[error("a pod cannot send: {0}")]
+    Aim(io::Error),
+}
+
+/// Runs everything; `progress` hears what is being done.
+///
+/// # Errors
+/// The first thing that the kernel refuses, or a daemon that does not come up.
+pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report, LabError> {
+    let mut rows = Vec::new();
+    for topology in &options.topologies {
+        for scenario in &options.scenarios {
+            for with_nodens in [false, true] {
+                let lab = Lab::build(*topology, *scenario, with_nodens)?;
+                for family in &options.families {
+                    rows.push(lab.measure(*family, options, progress)?);
+                }
+            }
+        }
+    }
+    let timeout_ms = u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX);
+    Ok(Report { kernel: kernel(), way: WAY, timeout_ms, rows })
+}
+
+/// Builds one lab with nodens, and says how to enter it; it stays while what comes back lives.
+///
+/// # Errors
+/// The first thing that the kernel refuses, or a daemon that does not come up.
+pub fn keep(topology: Topology, scenario: Scenario) -> Result<(impl Sized, String), LabError> {
+    let lab = Lab::build(topology, scenario, true)?;
+    let mut text = String::new();
+    for namespace in lab.net.namespaces() {
+        text += &format!("{:8} nsenter --net={}\n", namespace.name, namespace.path());
+    }
+    text += &format!("pods ask {} and {} (cluster DNS)", CLUSTER_DNS.v4, CLUSTER_DNS.v6);
+    text += &format!(", {} and {} (nodens)\n", NODE_DNS.v4, NODE_DNS.v6);
+    Ok((lab, text))
+}
+
+/// How queries reach nodens.
+const WAY: &str = "at an address of the node, past conntrack by a rule of the lab";
+
+/// A cluster that runs.
+struct Lab {
+    topology: Topology,
+    scenario: Scenario,
+    net: Net,
+    daemon: Option<Daemon>,
+    _servers: Vec<Authority>,
+}
+
+impl Lab {
+    /// Wires the hosts and starts all servers.
+    fn build(topology: Topology, scenario: Scenario, with_nodens: bool) -> Result<Self, LabError> {
+        let net = topology.build(scenario.pods())?;
+        let zone = services();
+        let start = |host: &net::Host| {
+            Authority::start(&host.namespace, host.addresses.sockets(), zone.clone())
+        };
+        let servers = net.servers.iter().map(start).collect::<Result<_, _>>()?;
+        rules::translate_cluster_dns(net.node(), &net.servers)?;
+        let daemon = with_nodens.then(|| startdaemon(&net)).transpose()?;
+        Ok(Self { topology, scenario, net, daemon, _servers: servers })
+    }
+
+    /// Runs the scenario in one family, and reads the counters before and after.
+    fn measure(
+        &self,
+        family: Family,
+        options: &Options,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Row, LabError> {
+        let with_nodens = self.daemon.is_some();
+        let asked = if with_nodens { NODE_DNS } else { CLUSTER_DNS };
+        let course = Course {
+            scenario: self.scenario,
+            server: SocketAddr::new(asked.of(family), DNS),
+            rounds: options.rounds,
+            interval: Duration::from_secs(1) / options.rate.max(1),
+            seed: options.seed,
+            patience: Patience { timeout: options.timeout, tries: TRIES },
+        };
+        let node = self.net.node();
+        let before = Counters::read(node)?;
+        let side = if with_nodens { "with" } else { "without" };
+        let what = format!("{:?} {:?} {family:?} {side} nodens", self.topology, self.scenario);
+        let mut sum = Sum::default();
+        scenario::run(course, &self.net.pods, |outcome| {
+            sum.add(outcome);
+            if sum.queries % 500 == 0 {
+                progress(&format!("{what}: {} queries, {} lost", sum.queries, sum.lost));
+            }
+        })?;
+        let after = Counters::read(node)?;
+        let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(family)).collect();
+        Ok(Row {
+            topology: self.topology,
+            scenario: self.scenario,
+            family,
+            with_nodens,
+            queries: sum.queries,
+            lost: sum.lost,
+            given_up: sum.given_up,
+            failed: sum.failed,
+            stalls: sum.stalls,
+            latency_us: sum.latency_us(),
+            late_p99_us: sum.late_p99_us(),
+            conntrack: after.zip(before).map(|(after, before)| after.since(before)),
+            entries: Entries::read(node, &pods)?,
+        })
+    }
+}
+
+/// The zone with the Services that pods ask for.
+fn services() -> Zone {
+    let zone = Zone::new();
+    for number in 0..NAMES {
+        let host = u8::try_from(number).unwrap_or_default();
+        let v4 = Ipv4Addr::new(10, 96, 1, host);
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x96, 1, 0, 0, 0, u16::from(host));
+        zone.put(&scenario::service(number), &[v4.into(), v6.into()]);
+    }
+    zone
+}
+
+/// Starts nodens on the node, with the cluster DNS servers as its upstreams.
+fn startdaemon(net: &Net) -> Result<Daemon, LabError> {
+    rules::leave_node_dns_untracked(net.node())?;
+    let upstreams: Vec<_> =
+        net.servers.iter().map(|host| SocketAddr::new(host.addresses.v4.into(), DNS)).collect();
+    Daemon::start(net.node(), &NODE_DNS.sockets(), &upstreams)
+}
+
+/// The kernel's release.
+fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.map_or("?".to_owned(), |release| release.trim().to_owned())
+}
