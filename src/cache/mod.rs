@@ -233,3 +233,67 @@ impl Cache {
         self.policy.load_full()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::query::Query;
+    use crate::dns::testing::{Record, message};
+    use crate::dns::{Qtype, Rcode};
+    use crate::metrics::Metrics;
+
+    fn policy(size: u64) -> config::Cache {
+        let inputs = config::Inputs {
+            file: None,
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        let config = config::load(&inputs).expect("the built-in configuration is right");
+        config::Cache { size, ..config.cache }
+    }
+
+    /// Stores `number`'s answer, about 1 KiB.
+    fn put(cache: &Cache, number: usize) {
+        let name = format!("n{number}.example.org");
+        let text = [&[200][..], &[b'x'; 200]].concat();
+        let records = [Record::answer(&name, Qtype::TXT, 300, &text); 5];
+        let wire = message(&name, Qtype::TXT, Rcode::NOERROR, &records);
+        let encoded = Encoded::from_wire(&wire).expect("well-formed");
+        let key =
+            KeyBuffer::from_query(&Query::new(Name::from_text(&name).expect("name"), Qtype::TXT));
+        let epoch = cache.epoch(key.qname());
+        let source = Source { zone: ZoneId::NONE, origin: Origin::Forward, epoch };
+        cache.store(&key, encoded, source, crate::clock::now());
+    }
+
+    #[test]
+    fn index_and_store_hold_the_same_entries_after_a_fight_over_the_same_keys() {
+        let cache = Cache::new(policy(1 << 20), Metrics::new().cache.clone());
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for round in 0..4000 {
+                        put(cache, (round * 7 + thread) % if round % 2 == 0 { 50 } else { 3000 });
+                        if round % 500 == 0 {
+                            cache.flush_within(&Name::from_text("example.org").expect("name"));
+                        }
+                    }
+                });
+            }
+        });
+        (0..10).for_each(|_| cache.store.run_pending_tasks());
+        let keys = cache.index.keys(|_| true);
+        for key in &keys {
+            let (found, held) = (cache.index.find(key.as_slice()), cache.store.get(key.as_slice()));
+            assert!(found.zip(held).is_some_and(|(found, held)| Arc::ptr_eq(&found, &held)));
+        }
+        assert!(keys.len() as u64 <= cache.store.entry_count() && keys.len() > 100);
+        let weight: u64 = keys
+            .iter()
+            .filter_map(|key| Some(u64::from(cache.index.find(key.as_slice())?.weight(key))))
+            .sum();
+        assert!(weight <= 1 << 20, "{weight} bytes");
+    }
+}

@@ -92,7 +92,9 @@ impl<'a> Attempt<'a> {
             return Box::pin(self.by_stream()).await;
         }
         let class = PortClass::of_qtype(self.query.qtype);
-        let Some(_in_flight) = self.peer.enter(class) else { return Box::pin(self.overflow()).await };
+        let Some(_in_flight) = self.peer.enter(class) else {
+            return Box::pin(self.overflow()).await;
+        };
         match self.by_udp(class, self.style).await {
             Step::Done(outcome) => outcome,
             Step::NoPort => Box::pin(self.overflow()).await,
