@@ -267,21 +267,26 @@ mod tests {
         cache.store(&key, encoded, source, crate::clock::now());
     }
 
+    /// Stores few names often and many names seldom, and flushes now and then.
+    fn fight(cache: &Cache, thread: usize) {
+        for round in 0..4000 {
+            put(cache, (round * 7 + thread) % if round % 2 == 0 { 50 } else { 3000 });
+            if round % 500 == 0 {
+                cache.flush_within(&Name::from_text("example.org").expect("name"));
+            }
+        }
+    }
+
     #[test]
     fn index_and_store_hold_the_same_entries_after_a_fight_over_the_same_keys() {
         let cache = Cache::new(policy(1 << 20), Metrics::new().cache.clone());
         std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let cache = &cache;
-                scope.spawn(move || {
-                    for round in 0..4000 {
-                        put(cache, (round * 7 + thread) % if round % 2 == 0 { 50 } else { 3000 });
-                        if round % 500 == 0 {
-                            cache.flush_within(&Name::from_text("example.org").expect("name"));
-                        }
-                    }
-                });
-            }
+            (0..4).for_each(|thread| {
+                drop(scope.spawn({
+                    let cache = &cache;
+                    move || fight(cache, thread)
+                }))
+            });
         });
         (0..10).for_each(|_| cache.store.run_pending_tasks());
         let keys = cache.index.keys(|_| true);
