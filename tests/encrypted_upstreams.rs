@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nodens::config::{Forward, PortPolicy, PortRange, Transport, Upstream, UpstreamSource};
+use nodens::config::{
+    Forward, PortPolicy, PortRange, Rewrite, Transport, Upstream, UpstreamSource,
+};
 use nodens::dns::Qtype;
 use nodens::dns::name::Name;
 use nodens::dns::query::Query;
@@ -139,6 +141,7 @@ impl Encrypted {
             retransmit_max: Duration::from_millis(400),
             trust_ad: false,
             tls_ca: trusted.then(|| self.ca.clone()),
+            rewrite: Rewrite::default(),
         };
         let upstream = Upstream { address: self.address, transport };
         Arc::new(Upstreams::new(range, 0, Metrics::new())).group(&forward, &[upstream])

@@ -17,6 +17,7 @@ use nodens::dns::{Qtype, Rcode};
 use nodens::metrics::{Arrival, Metrics, Origin, ZoneId};
 use nodens::resolve::Resolver;
 use nodens::resolve::local::Local;
+use nodens::resolve::rewrite::Rewrite;
 use nodens::resolve::route::{ForwardZone, Routes};
 use nodens::serve::allow::AllowList;
 use nodens::serve::front::{Front, Look, Policy};
@@ -71,6 +72,7 @@ fn front() -> (Front, Arc<Metrics>) {
         name: Name::root(),
         id: metrics.zone(&Name::root()),
         group: upstreams.group(&config.forward[0], &[]),
+        rewrite: Rewrite::new(&config.forward[0], Arc::default()),
     });
     let routes = Routes::new(Local::new(&config.local, None), root.id, root, Vec::new());
     let cache = Arc::new(Cache::new(config.cache, metrics.cache.clone()));

@@ -8,8 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use super::inspect::View;
-use super::policy;
 use super::routes::{self, Maker};
+use super::{policy, reach};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
 use crate::config::load::Sources;
@@ -61,6 +61,8 @@ impl Control {
         tokio::spawn(answered.pass_once(holds, UPSTREAM_PATIENCE));
         workers[0].spawn(maintain_cache(Arc::clone(&self.front)));
         workers[0].spawn(Arc::clone(&self.maker.upstreams).maintain());
+        let resolver = Arc::clone(&self.front.resolver);
+        tokio::spawn(reach::watch(resolver, Arc::clone(&self.maker.reach)));
 
         let file = self.sources.file().to_owned();
         let mut watch = Watch::new(files_of(&config, Some(&file)));

@@ -1,10 +1,11 @@
 //! The daemon: puts the parts together, and keeps them together until it is told to leave.
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
-//! the resolver's threads, [`control`] reloads and maintains, [`inspect`] shows all of it to `admin`.
+//! the resolver's threads, [`control`] reloads and maintains, [`reach`] looks at IPv6 routes, [`inspect`] shows all of it to `admin`.
 
 pub mod control;
 pub mod inspect;
+pub mod reach;
 pub mod routes;
 pub mod workers;
 
@@ -96,8 +97,12 @@ impl Parts {
         let metrics = Metrics::new();
         let ports = (config.upstream_ports.clone(), config.upstream_mark);
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
-        let maker =
-            Maker { upstreams, metrics: Arc::clone(&metrics), listen: config.listen.clone() };
+        let maker = Maker {
+            upstreams,
+            metrics: Arc::clone(&metrics),
+            listen: config.listen.clone(),
+            reach: Arc::default(),
+        };
         let loop_probe = Arc::clone(maker.upstreams.loop_probe());
         let routes = maker.routes(&config)?;
         let bound = serve::bind(&config.listen, &config.serve, take_over)?;

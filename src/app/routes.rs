@@ -1,11 +1,13 @@
 //! From configuration to routes: files are read, upstreams found, loops refused.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::reach;
 use crate::config::endpoint::Interfaces;
 use crate::config::loops::{Loop, loops};
 use crate::config::{Config, Forward, Listen, Upstream, UpstreamSource, resolv_conf};
@@ -13,6 +15,8 @@ use crate::dns::name::Name;
 use crate::metrics::Metrics;
 use crate::resolve::hosts::Hosts;
 use crate::resolve::local::Local;
+use crate::resolve::reach::Reach;
+use crate::resolve::rewrite::Rewrite;
 use crate::resolve::route::{ForwardZone, Routes};
 use crate::upstream::Upstreams;
 
@@ -36,6 +40,8 @@ pub struct Maker {
     pub metrics: Arc<Metrics>,
     /// Every address that is ours.
     pub listen: Vec<Listen>,
+    /// Whether IPv6 leads anywhere.
+    pub reach: Arc<Reach>,
 }
 
 impl Maker {
@@ -44,6 +50,7 @@ impl Maker {
     /// # Errors
     /// [`RoutesError`] names the file and the mend; at start it is fatal, later the old routes stay.
     pub fn routes(&self, config: &Config) -> Result<Routes, RoutesError> {
+        reach::look(config, &self.reach);
         let hosts = config.local.hosts.as_ref().map(read_hosts).transpose()?;
         let local = Local::new(&config.local, hosts.as_ref());
         let zones = config.forward.iter().map(|forward| self.zone(forward));
@@ -63,6 +70,7 @@ impl Maker {
             name: forward.zone.clone(),
             id: self.metrics.zone(&forward.zone),
             group: self.upstreams.group(forward, &upstreams),
+            rewrite: Rewrite::new(forward, Arc::clone(&self.reach)),
         }))
     }
 
@@ -117,7 +125,8 @@ fn read(path: &PathBuf) -> Result<String, RoutesError> {
 
 /// Makes the cache forget what the new routes may answer otherwise than the old ones.
 ///
-/// Names of our own data that changed, special-use trees that came or went, and forward zones that came or went.
+/// Names of our own data that changed, special-use trees that came or went, and forward zones that
+/// came or went or that change answers otherwise.
 /// A zone whose upstreams changed keeps its entries: they are other servers of the same data.
 pub fn forget_changed(cache: &crate::cache::Cache, old: &Routes, new: &Routes) {
     // Not all of our own names: a change drops one in 16,384 of the others too, and a hosts file
@@ -126,13 +135,83 @@ pub fn forget_changed(cache: &crate::cache::Cache, old: &Routes, new: &Routes) {
         cache.flush(name);
     }
     cache.forget_failures();
-    let apexes = |routes: &Routes| -> std::collections::BTreeSet<Vec<u8>> {
+    let apexes = |routes: &Routes| -> BTreeSet<Vec<u8>> {
         let zones = routes.zones().map(|zone| zone.name.as_wire());
         routes.local().tree_apexes().chain(zones).map(<[u8]>::to_vec).collect()
     };
-    for apex in apexes(old).symmetric_difference(&apexes(new)) {
-        if let Some(name) = Name::from_wire(apex) {
-            cache.flush_within(&name);
+    let mut doomed = &apexes(old) ^ &apexes(new);
+    let changed = old.zones().filter(|zone| !new.holds(zone));
+    doomed.extend(changed.map(|zone| zone.name.as_wire().to_vec()));
+    for name in doomed.iter().filter_map(|apex| Name::from_wire(apex)) {
+        cache.flush_within(&name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::key::KeyBuffer;
+    use crate::cache::{Cache, Source};
+    use crate::dns::build::{self, LocalRecord};
+    use crate::dns::query::Query;
+    use crate::dns::ttl::Ttl;
+    use crate::dns::{Qtype, Rcode};
+    use crate::metrics::Origin;
+    use crate::{clock, config};
+
+    /// A configuration whose zone `example.org.` has these keys.
+    fn config_of(keys: &str) -> Config {
+        let zones = [".", "example.org"]
+            .map(|zone| format!("[[forward]]\nzone = \"{zone}\"\nupstreams = [\"192.0.2.53\"]\n"));
+        let inputs = config::Inputs {
+            file: Some((std::path::Path::new("test.toml"), &(zones.concat() + keys))),
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        config::load(&inputs).expect("the test's configuration is right")
+    }
+
+    #[tokio::test]
+    async fn a_zone_that_answers_otherwise_is_forgotten_and_no_other() {
+        let metrics = Metrics::new();
+        let ports = config_of("").upstream_ports;
+        let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
+        let maker = Maker {
+            upstreams,
+            metrics: Arc::clone(&metrics),
+            listen: Vec::new(),
+            reach: Arc::default(),
+        };
+        let routes = |keys| maker.routes(&config_of(keys)).expect("routes");
+        for (old, new, is_kept) in [
+            ("", "", true),
+            ("", "timeout = \"1s\"", true),
+            ("", "aaaa = \"nodata\"", false),
+            ("aaaa = \"nodata\"", "", false),
+            ("", "dns64 = \"64:ff9b::/96\"", false),
+            ("dns64 = \"64:ff9b::/96\"", "dns64 = \"2001:db8::/96\"", false),
+            ("", "max_ttl = \"1m\"", false),
+            ("", "shuffle = true", false),
+            ("", "rebind_protection = true", false),
+            ("rebind_allow = [\"a\"]", "rebind_allow = [\"b\"]", false),
+        ] {
+            let cache = Cache::new(config_of("").cache, metrics.cache.clone());
+            let keys = ["a.example.org", "example.net"].map(|name| {
+                let asked = Query::new(Name::from_text(name).expect("name"), Qtype::A);
+                let (owner, rdata) = (asked.qname.clone(), vec![192, 0, 2, 1]);
+                let record = LocalRecord { owner, rtype: Qtype::A, ttl: Ttl::MAX, rdata };
+                let encoded = build::authoritative(&asked, Rcode::NOERROR, &[record], &[]);
+                let key = KeyBuffer::from_query(&asked);
+                let epoch = cache.epoch(key.qname());
+                let zone = metrics.zone(&Name::root());
+                let source = Source { zone, origin: Origin::Forward, epoch };
+                cache.store(&key, encoded, source, clock::now());
+                key
+            });
+            forget_changed(&cache, &routes(old), &routes(new));
+            let kept = keys.map(|key| cache.fresh(&key, clock::now()).is_some());
+            assert_eq!(kept, [is_kept, true], "{old} -> {new}");
         }
     }
 }

@@ -25,7 +25,7 @@ use self::epoch::{Epoch, Epochs};
 use self::index::Index;
 use self::key::{Key, KeyBuffer};
 use self::policy::Lifetime;
-use crate::config;
+use crate::config::{self, TtlBounds};
 use crate::dns::name::{Name, suffixes};
 use crate::dns::response::Encoded;
 use crate::metrics::{CacheMetrics, Origin, ZoneId};
@@ -53,6 +53,19 @@ pub struct Cache {
     epochs: Epochs,
     metrics: CacheMetrics,
     touched_at: Mutex<Instant>,
+}
+
+/// A response to be stored, with the TTL bounds of its zone where it has some.
+pub struct Offer {
+    pub encoded: Encoded,
+    pub ttl: TtlBounds,
+}
+
+impl From<Encoded> for Offer {
+    /// Under the cache's own TTL bounds.
+    fn from(encoded: Encoded) -> Self {
+        Self { encoded, ttl: TtlBounds::default() }
+    }
 }
 
 /// Where a response comes from, for the one who stores it.
@@ -120,17 +133,19 @@ impl Cache {
 
     /// Stores a response if the law lets it live; gives back the entry in either case, to be served once.
     ///
-    /// TTLs are brought within the policy's bounds first. A response whose name has changed since
+    /// TTLs are brought within the bounds of the zone, or else of the policy, first. A response whose
+    /// name has changed since
     /// `source.epoch` was read is not stored.
     pub fn store(
         &self,
         key: &KeyBuffer,
-        encoded: Encoded,
+        offer: impl Into<Offer>,
         source: Source,
         now: Instant,
     ) -> Arc<Entry> {
         let policy = self.policy.load();
-        let (encoded, lifetime) = policy::admit(encoded, &policy, source.origin);
+        let Offer { encoded, ttl } = offer.into();
+        let (encoded, lifetime) = policy::admit(encoded, &policy, ttl.over(&policy), source.origin);
         let entry = Arc::new(Entry::new(encoded, lifetime, source, now));
         let current = self.epochs.is_current(&entry);
         if lifetime != Lifetime::NONE && current && policy.size > 0 {

@@ -22,14 +22,21 @@ impl Lifetime {
 
 /// Brings the TTLs of a response within the policy's bounds and decides its lifetime.
 ///
+/// TTLs below the first of `bounds` are raised to it, then those above the second lowered.
+///
 /// A response from our own data keeps its TTLs, which do not age; its lifetime bounds only how
 /// long the encoded form is kept.
-pub fn admit(mut encoded: Encoded, policy: &config::Cache, origin: Origin) -> (Encoded, Lifetime) {
+pub fn admit(
+    mut encoded: Encoded,
+    policy: &config::Cache,
+    bounds: (Duration, Duration),
+    origin: Origin,
+) -> (Encoded, Lifetime) {
     if matches!(origin, Origin::Local | Origin::Cluster) {
         let fresh = lifetime(&encoded, policy).map_or(Duration::ZERO, Ttl::as_duration);
         return (encoded, Lifetime { fresh, stale: Duration::ZERO });
     }
-    let (min, max) = (Ttl::from_duration(policy.min_ttl), Ttl::from_duration(policy.max_ttl));
+    let (min, max) = (Ttl::from_duration(bounds.0), Ttl::from_duration(bounds.1));
     encoded.map_ttls(|ttl| ttl.max(min).min(max));
     match lifetime(&encoded, policy) {
         Some(ttl) if ttl.as_secs() > 0 => {
@@ -90,7 +97,8 @@ mod tests {
     fn fresh_secs(rcode: Rcode, records: &[Record<'_>], policy: &config::Cache) -> u64 {
         let wire = message("example.org", Qtype::A, rcode, records);
         let encoded = Encoded::from_wire(&wire).expect("well-formed");
-        admit(encoded, policy, Origin::Forward).1.fresh.as_secs()
+        let bounds = (policy.min_ttl, policy.max_ttl);
+        admit(encoded, policy, bounds, Origin::Forward).1.fresh.as_secs()
     }
 
     const A: Record<'_> = Record::answer("example.org", Qtype::A, 300, &[192, 0, 2, 1]);
@@ -122,16 +130,12 @@ mod tests {
 
     #[test]
     fn bounds_raise_and_lower_what_is_served_too() {
-        let bounds = config::Cache {
-            min_ttl: Duration::from_secs(10),
-            max_ttl: Duration::from_secs(100),
-            ..policy()
-        };
+        let bounds = (Duration::from_secs(10), Duration::from_secs(100));
         let short = Record { ttl: 1, ..A };
         for (record, secs) in [(short, 10), (A, 100)] {
             let wire = message("example.org", Qtype::A, Rcode::NOERROR, &[record]);
             let encoded = Encoded::from_wire(&wire).expect("well-formed");
-            let (encoded, lifetime) = admit(encoded, &bounds, Origin::Forward);
+            let (encoded, lifetime) = admit(encoded, &policy(), bounds, Origin::Forward);
             assert_eq!(lifetime.fresh.as_secs(), secs);
             assert_eq!(
                 encoded.min_ttl().map(Ttl::as_secs),

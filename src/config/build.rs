@@ -27,6 +27,8 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
     let listen = read_listen(reader, host);
     let forward = zones::read_zones(reader, host);
     refuse_loops(reader, &listen, &forward);
+    let cache = read_cache(reader);
+    zones::refuse_crossed_ttls(reader, &forward, &cache);
     refuse_intercept(reader);
     Config {
         listen,
@@ -35,7 +37,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
         upstream_mark: u32::try_from(reader.integer("upstream_mark", &bounds::UPSTREAM_MARK))
             .unwrap_or_default(),
         serve: read_serve(reader, host),
-        cache: read_cache(reader),
+        cache,
         forward: forward.into_iter().map(|zone| zone.forward).collect(),
         local: read_local(reader),
         admin: read_admin(reader, host),

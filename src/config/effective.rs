@@ -1,11 +1,12 @@
 //! Config → TOML: the effective configuration, in a form that loads to the same [`Config`].
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::forms::{write_duration, write_network, write_size};
 use super::{
-    Admin, Cache, Config, Forward, Listen, Local, Log, LogFormat, PortPolicy, Serve, StaticRecord,
-    UpstreamSource, zones,
+    Admin, Cache, Config, Forward, Listen, Local, Log, LogFormat, PortPolicy, Rewrite, Serve,
+    StaticRecord, UpstreamSource, zones,
 };
 
 /// Keys with their values as TOML; `None` stands for a default that TOML cannot say.
@@ -207,7 +208,7 @@ fn forward(forward: &Forward) -> Values {
         PortPolicy::PerQuery => "per-query",
         PortPolicy::Pooled => "pooled",
     };
-    vec![
+    let mut values = vec![
         ("forward.zone", Some(quote(&forward.zone.to_string()))),
         ("forward.upstreams", upstreams),
         ("forward.ports", Some(quote(ports))),
@@ -216,6 +217,23 @@ fn forward(forward: &Forward) -> Values {
         ("forward.retransmit_max", duration(forward.retransmit_max)),
         ("forward.trust_ad", Some(forward.trust_ad.to_string())),
         ("forward.tls_ca", forward.tls_ca.as_ref().map(|path| quote(&path.to_string_lossy()))),
+    ];
+    values.extend(rewrite(&forward.rewrite));
+    values
+}
+
+/// The keys of `[[forward]]` that change answers.
+fn rewrite(rewrite: &Rewrite) -> Values {
+    let duration = |span: Option<Duration>| span.map(|span| quote(&write_duration(span)));
+    let allow = rewrite.rebind_allow.iter().map(|name| quote(&name.to_string()));
+    vec![
+        ("forward.aaaa", Some(quote(rewrite.aaaa.as_text()))),
+        ("forward.dns64", rewrite.dns64.as_ref().map(|prefix| quote(&write_network(prefix)))),
+        ("forward.min_ttl", duration(rewrite.ttl.min)),
+        ("forward.max_ttl", duration(rewrite.ttl.max)),
+        ("forward.shuffle", Some(rewrite.shuffle.to_string())),
+        ("forward.rebind_protection", Some(rewrite.rebind_protection.to_string())),
+        ("forward.rebind_allow", Some(list(allow))),
     ]
 }
 
@@ -254,6 +272,9 @@ mod tests {
             "resolv_conf = \"/run/resolv \\\"x\\\".conf\"\n[[forward]]\nzone = \".\"\ntimeout = \"1s\"",
             "[[forward]]\nzone = \"a\\\\.b.example.org\"\nupstreams = [\"tls://192.0.2.9#dns.example\", \
              \"https://192.0.2.9/q\", \"fe80::1%eth0\"]\nports = \"pooled\"\ntrust_ad = true\ntls_ca = \"/ca\"",
+            "[[forward]]\nzone = \".\"\naaaa = \"auto\"\ndns64 = \"2001:db8:64::/48\"\nmin_ttl = \"5s\"\n\
+             max_ttl = \"1h\"\nshuffle = true\nrebind_protection = true\nrebind_allow = [\"corp.example.org\", \"b\"]",
+            "[[forward]]\nzone = \".\"\naaaa = \"nodata\"\nmax_ttl = \"90s\"",
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
             "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",

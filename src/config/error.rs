@@ -128,6 +128,8 @@ pub enum Fault {
     Crossed { other: &'static str },
     #[error("is smaller than {other}; turn them round")]
     Below { other: &'static str },
+    #[error("makes no sense beside {other}; take one of them out")]
+    Conflict { other: &'static str },
 }
 
 /// The tail of a message about an unknown name.

@@ -335,6 +335,30 @@ queries = 0.5
             "[cache]\nmin_ttl = \"1h\"\nmax_ttl = \"1m\"",
             "n.toml:2: [cache] min_ttl: is larger than max_ttl; turn them round",
         ),
+        (
+            "[[forward]]\nzone = \".\"\nmin_ttl = \"1h\"\nmax_ttl = \"1m\"",
+            "n.toml:3: [[forward]] min_ttl: is larger than max_ttl; turn them round",
+        ),
+        (
+            "[cache]\nmin_ttl = \"1m\"\n[[forward]]\nzone = \".\"\nmax_ttl = \"10s\"",
+            "n.toml:5: [[forward]] max_ttl: is smaller than min_ttl; turn them round",
+        ),
+        (
+            "[[forward]]\nzone = \".\"\naaaa = \"never\"",
+            "n.toml:3: [[forward]] aaaa: \"never\" is not one of forward, nodata, auto",
+        ),
+        (
+            "[[forward]]\nzone = \".\"\ndns64 = \"64:ff9b::/64\"\naaaa = \"nodata\"",
+            "n.toml:3: [[forward]] dns64: makes no sense beside aaaa = \"nodata\"; take one of them out",
+        ),
+        (
+            "[[forward]]\nzone = \".\"\ndns64 = \"64:ff9b::/95\"",
+            "n.toml:3: [[forward]] dns64: \"64:ff9b::/95\" is not a DNS64 prefix",
+        ),
+        (
+            "[[forward]]\nzone = \".\"\nrebind_allow = [\n\"a..b\"]",
+            "n.toml:4: [[forward]] rebind_allow: \"a..b\" is not a domain name",
+        ),
         ("cache = 5", "n.toml:1: cache: is a whole number, but must be a table"),
         (
             "[serve]\nthreads = -1",

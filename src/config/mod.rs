@@ -15,6 +15,7 @@ pub mod load;
 pub mod loops;
 mod reader;
 pub mod resolv_conf;
+pub mod rewrite;
 pub mod spec;
 pub mod watch;
 mod zones;
@@ -30,6 +31,7 @@ pub use build::ADMIN_SOCKET;
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{Inputs, Sources, load};
 pub use loops::loops;
+pub use rewrite::{Aaaa, Rewrite, TtlBounds};
 pub use spec::Flags;
 
 /// The effective configuration: one value, made whole at start and at each reload.
@@ -135,6 +137,7 @@ pub struct Forward {
     pub trust_ad: bool,
     /// PEM file of the only roots to trust for `tls` and `https`; default: webpki roots.
     pub tls_ca: Option<PathBuf>,
+    pub rewrite: Rewrite,
 }
 
 /// Where a zone's upstreams come from.

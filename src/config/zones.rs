@@ -8,7 +8,7 @@ use super::error::{Fault, Place};
 use super::host::Host;
 use super::reader::{self, Reader};
 use super::spec::{Table, Value, Written};
-use super::{Forward, PortPolicy, PortRange, Upstream, UpstreamSource};
+use super::{Cache, Forward, PortPolicy, PortRange, Rewrite, Upstream, UpstreamSource, rewrite};
 use crate::dns::name::Name;
 
 /// The file whose nameservers are asked when nobody else is named.
@@ -21,6 +21,8 @@ type WrittenUpstreams = Vec<(Upstream, Place)>;
 pub struct Zone {
     pub forward: Forward,
     pub written: WrittenUpstreams,
+    /// Where TTL bounds of its own were written.
+    pub ttl_place: Option<Place>,
 }
 
 /// Reads every `[[forward]]` and the keys `upstreams` and `resolv_conf` of the zone `.`, which is
@@ -46,7 +48,7 @@ pub fn read_zones(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Zone> {
     let root = match zones.iter().position(|zone| zone.forward.zone.is_root()) {
         Some(at) => at,
         None => {
-            zones.push(Zone { forward: root_zone(), written: Vec::new() });
+            zones.push(Zone { forward: root_zone(), written: Vec::new(), ttl_place: None });
             zones.len() - 1
         }
     };
@@ -65,6 +67,7 @@ fn root_zone() -> Forward {
         retransmit_max: bounds::RETRANSMIT_MAX.default,
         trust_ad: false,
         tls_ca: None,
+        rewrite: Rewrite::default(),
     }
 }
 
@@ -109,13 +112,7 @@ fn read_zone(
         reader.fail(&item.place, Fault::Missing { what: "zone" });
         return None;
     };
-    let read = reader::text(&written.value).and_then(|text| {
-        Name::from_text(text).map_err(|_| Fault::NotA {
-            text: text.to_owned(),
-            what: "a domain name",
-            example: "\"example.org\" or \".\"",
-        })
-    });
+    let read = reader::text(&written.value).and_then(read_name);
     let zone = reader.accept(&written.place, read)?;
     let schemes = ["udp", "tcp", "tls", "https"];
     let schemes = schemes.map(|name| (name, Scheme::from_name(name).unwrap_or(Scheme::Udp)));
@@ -127,7 +124,16 @@ fn read_zone(
     let upstreams =
         read_upstreams(reader, items.unwrap_or_default(), bare.unwrap_or(Scheme::Udp), host);
     let forward = read_policy(reader, zone, &upstreams);
-    Some(Zone { forward, written: upstreams })
+    Some(Zone { forward, written: upstreams, ttl_place: rewrite::ttl_place(table) })
+}
+
+/// A domain name.
+pub fn read_name(text: &str) -> Result<Name, Fault> {
+    Name::from_text(text).map_err(|_| Fault::NotA {
+        text: text.to_owned(),
+        what: "a domain name",
+        example: "\"example.org\" or \".\"",
+    })
 }
 
 /// The keys of a zone that are not its upstreams.
@@ -145,6 +151,7 @@ fn read_policy(reader: &mut Reader<'_, '_>, zone: Name, upstreams: &WrittenUpstr
         retransmit_max: reader.duration("forward.retransmit_max", &bounds::RETRANSMIT_MAX),
         trust_ad: reader.switch("forward.trust_ad", false),
         tls_ca: reader.text("forward.tls_ca").map(PathBuf::from),
+        rewrite: rewrite::read(reader),
     };
     if forward.retransmit_min > forward.retransmit_max {
         let fault = Fault::Crossed { other: "retransmit_max" };
@@ -156,6 +163,21 @@ fn read_policy(reader: &mut Reader<'_, '_>, zone: Name, upstreams: &WrittenUpstr
         }
     }
     forward
+}
+
+/// Refuses zones whose floor of TTLs lies above their ceiling, where one of the two may be the cache's.
+pub fn refuse_crossed_ttls(reader: &mut Reader<'_, '_>, zones: &[Zone], cache: &Cache) {
+    for zone in zones {
+        let (min, max) = zone.forward.rewrite.ttl.over(cache);
+        // Without a place neither is the zone's own, and the cache's are compared elsewhere.
+        if let Some(place) = zone.ttl_place.as_ref().filter(|_| min > max) {
+            let fault = match zone.forward.rewrite.ttl.min {
+                Some(_) => Fault::Crossed { other: "max_ttl" },
+                None => Fault::Below { other: "min_ttl" },
+            };
+            reader.fail(place, fault);
+        }
+    }
 }
 
 /// Notes an error at the place of a key that is written.

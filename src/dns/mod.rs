@@ -12,6 +12,7 @@ pub mod edns;
 pub mod name;
 pub mod query;
 pub mod response;
+mod rotation;
 #[cfg(test)]
 pub mod testing;
 pub mod text;
@@ -50,6 +51,7 @@ impl Qtype {
     pub const SRV: Self = Self(33);
     pub const DNAME: Self = Self(39);
     pub const OPT: Self = Self(41);
+    pub const RRSIG: Self = Self(46);
     pub const TKEY: Self = Self(249);
     pub const TSIG: Self = Self(250);
     pub const IXFR: Self = Self(251);

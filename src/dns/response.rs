@@ -11,6 +11,7 @@ use super::ede::Ede;
 use super::edns::{self, Edns, OPT_LEN};
 use super::name::Name;
 use super::query::QueryView;
+use super::rotation::Rotation;
 use super::ttl::Ttl;
 use super::walk::{self, Walk};
 use super::wire::{self, RecordAt, flag};
@@ -36,13 +37,14 @@ pub(super) struct Mark {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// Header, one question, records in section order.
-    wire: Box<[u8]>,
+    pub(super) wire: Box<[u8]>,
     /// One per record, in wire order.
-    marks: Box<[Mark]>,
+    pub(super) marks: Box<[Mark]>,
     question_end: usize,
     rcode: Rcode,
     /// The extended error that came with it, as ready option bytes; empty when there is none.
-    options: Box<[u8]>,
+    pub(super) options: Box<[u8]>,
+    pub(super) rotation: Rotation,
 }
 
 /// Why bytes are not a response that can be kept.
@@ -109,6 +111,7 @@ impl Encoded {
             question_end: walk.question_end,
             rcode: Rcode(rcode),
             options: options.into(),
+            rotation: Rotation::default(),
         };
         encoded.normalise();
         Ok(encoded)
@@ -283,6 +286,7 @@ impl Encoded {
         wire::put_u16(out, 0, query.id());
         wire::put_u16(out, 2, self.fitted_flags(query, lost_required));
         self.age(aging, kept, out);
+        self.rotate(query.id(), kept, out);
         let mut end = end;
         if query.edns().is_some() {
             let high = u8::try_from(self.rcode.0 >> 4).unwrap_or_default();

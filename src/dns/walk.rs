@@ -78,13 +78,13 @@ impl Walk {
         if sound { Ok(()) } else { Err(Malformed::Record) }
     }
 
-    /// Tells whether a name can be read at `at`, none of it in the TTL of a record marked so far:
-    /// TTLs change when they are served, and names must not.
+    /// Tells whether a name can be read at `at`, none of it in the TTL or the address of a record
+    /// marked so far: both may change when they are served, and names must not.
     fn is_sound_name(&self, message: &[u8], at: usize) -> bool {
         let mut name = [0; MAX_NAME_LEN];
         let is_clear = |stretch: Range<usize>| {
             let next =
-                self.marks.partition_point(|mark| usize::from(mark.ttl) + 4 <= stretch.start);
+                self.marks.partition_point(|mark| changing_end(message, mark) <= stretch.start);
             self.marks.get(next).is_none_or(|mark| usize::from(mark.ttl) >= stretch.end)
         };
         wire::expand_name_where(message, at, &mut name, is_clear).is_some()
@@ -103,6 +103,17 @@ impl Walk {
         }
         at + behind == record.end
     }
+}
+
+/// Where the bytes that may change begin with the TTL of a record, they end here: behind its TTL, or
+/// behind its data where that is an address.
+fn changing_end(message: &[u8], mark: &Mark) -> usize {
+    let ttl = usize::from(mark.ttl);
+    let word = |at: Option<usize>| at.and_then(|at| wire::u16_at(message, at)).unwrap_or_default();
+    let is_address = word(ttl.checked_sub(2)) == Qclass::IN.0
+        && matches!(Qtype(word(ttl.checked_sub(4))), Qtype::A | Qtype::AAAA);
+    let length = if is_address { word(Some(ttl + 4)) } else { 0 };
+    ttl + if is_address { 6 + usize::from(length) } else { 4 }
 }
 
 /// Bytes before the first name, number of names, bytes behind the last; `None` for opaque data.

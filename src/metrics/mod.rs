@@ -124,6 +124,8 @@ pub struct PortMetrics {
 pub struct ForwardMetrics {
     /// Queries for a zone whose upstreams were all down.
     pub all_down: Counter,
+    /// Responses that rebinding protection took addresses from.
+    pub rebind_blocked: Counter,
 }
 
 /// Counters of configuration and life cycle.

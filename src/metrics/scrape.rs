@@ -159,6 +159,7 @@ impl Scrape {
             ("nodens_ports_unrested_total", &ports.unrested),
             ("nodens_ports_exhausted_total", &ports.exhausted),
             ("nodens_ports_conflicts_total", &ports.conflicts),
+            ("nodens_rebind_blocked_total", &forward.rebind_blocked),
             ("nodens_reloads_total", &life.reloads),
             ("nodens_loops_found_total", &life.loops_found),
         ] {

@@ -79,6 +79,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("nodens_ports_unrested_total", "counter", "Source ports taken before their rest was over."),
     ("nodens_ports_exhausted_total", "counter", "Exchanges that found no source port free."),
     ("nodens_ports_conflicts_total", "counter", "Source ports drawn that another program holds."),
+    (
+        "nodens_rebind_blocked_total",
+        "counter",
+        "Responses that rebinding protection took addresses from.",
+    ),
     ("nodens_reloads_total", "counter", "Configurations taken over while running."),
     ("nodens_loops_found_total", "counter", "Upstreams found to forward back to us."),
     ("nodens_upstream_queries_total", "counter", "Queries sent to an upstream, retries counted."),

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use super::inflight::{Lead, Outcome, Role};
 use super::route::{ForwardZone, Route};
-use super::{ResolveError, Resolver, Response};
+use super::{ResolveError, Resolver, Response, dns64, rewrite};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
 use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::dns::build;
 use crate::dns::query::Query;
-use crate::dns::response::Aging;
+use crate::dns::response::{Aging, Encoded};
+use crate::dns::{Qtype, Rcode};
 use crate::metrics::Origin;
+use crate::upstream::ExchangeError;
 
 /// How long a stub resolver waits for upstreams before it gets a stale answer.
 ///
@@ -86,7 +88,12 @@ impl Resolver {
     }
 
     /// Asks the zone's upstreams, or waits for an identical query that does.
-    pub(super) async fn ask(&self, query: &Query, key: &KeyBuffer, zone: &ForwardZone) -> Outcome {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &ForwardZone,
+    ) -> Outcome {
         loop {
             let epoch = self.cache.epoch(key.qname());
             match self.in_flight.join(key) {
@@ -106,7 +113,7 @@ impl Resolver {
 
     /// Does what the others wait for.
     async fn lead(
-        &self,
+        self: &Arc<Self>,
         lead: Lead,
         query: &Query,
         key: &KeyBuffer,
@@ -122,7 +129,7 @@ impl Resolver {
     }
 
     /// Asks the zone's upstreams although a fresh answer is there, unless somebody already does.
-    pub(super) async fn renew(&self, query: &Query, zone: &ForwardZone) {
+    pub(super) async fn renew(self: &Arc<Self>, query: &Query, zone: &ForwardZone) {
         let key = KeyBuffer::from_query(query);
         if let Role::Lead(lead) = self.in_flight.join(&key) {
             lead.finish(&self.exchange(query, &key, zone).await);
@@ -130,17 +137,23 @@ impl Resolver {
     }
 
     /// One exchange, remembered: an answer as the law says, a failure for a moment.
-    async fn exchange(&self, query: &Query, key: &KeyBuffer, zone: &ForwardZone) -> Outcome {
+    async fn exchange(
+        self: &Arc<Self>,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &ForwardZone,
+    ) -> Outcome {
         let epoch = self.cache.epoch(key.qname());
         let source = Source { zone: zone.id, origin: Origin::Forward, epoch };
         // A reload swaps the routes first and flushes afterwards: what is asked by routes that were
         // in force after the epoch was read is caught by the flush, anything else is not stored.
         let may_store = self.is_routed(query, zone);
-        match zone.group.exchange(query).await {
-            Ok(received) if may_store => {
-                Ok(self.cache.store(key, received.encoded, source, clock::now()))
+        match self.receive(query, key, zone).await {
+            Ok(encoded) if may_store => {
+                let offer = zone.rewrite.offer(encoded);
+                Ok(self.cache.store(key, offer, source, clock::now()))
             }
-            Ok(received) => Ok(Cache::once(received.encoded, source, clock::now())),
+            Ok(encoded) => Ok(Cache::once(encoded, source, clock::now())),
             Err(error) => {
                 let error = ResolveError::Exchange(Arc::new(error));
                 tracing::debug!(qname = %query.qname, qtype = %query.qtype, %error, "resolution failed");
@@ -159,5 +172,74 @@ impl Resolver {
             Route::Forward(found) => std::ptr::eq(&raw const **found, zone),
             Route::Local(_) => false,
         }
+    }
+
+    /// What upstreams say, as the zone wants it: screened, and with addresses synthesised.
+    async fn receive(
+        self: &Arc<Self>,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &ForwardZone,
+    ) -> Result<Encoded, ExchangeError> {
+        let began = clock::now();
+        let received = zone.group.exchange(query).await;
+        let received = received.map(|received| self.screen(query, key, zone, received.encoded));
+        let Some(dns64) = zone.rewrite.dns64(query) else { return received };
+        let received = received.map(|encoded| zone.rewrite.without_mapped(query, encoded));
+        if received
+            .as_ref()
+            .is_ok_and(|encoded| encoded.has_answer() || encoded.rcode() == Rcode::NXDOMAIN)
+        {
+            return received;
+        }
+        // A failure counts as NODATA: many a server fails for AAAA alone (RFC 6147 §5.1.2, §5.1.3).
+        let asked = Query { qtype: Qtype::A, ..query.clone() };
+        let left = zone.group.timeout().saturating_sub(clock::now() - began);
+        let response = self.addresses(&asked, zone, left).await;
+        let least = dns64::least_ttl(received.as_ref().ok());
+        response.and_then(|a| dns64.synthesise(&a, &asked, least)).map_or(received, Ok)
+    }
+
+    /// The response to a query for A, from the cache or within the time that is `left`.
+    async fn addresses(
+        self: &Arc<Self>,
+        asked: &Query,
+        zone: &ForwardZone,
+        left: Duration,
+    ) -> Option<Response> {
+        let (key, now) = (KeyBuffer::from_query(asked), clock::now());
+        if let Some(entry) = self.cache.fresh(&key, now) {
+            return Some(Response { aging: entry.aging(now), entry });
+        }
+        if left.is_zero() || self.cache.failure(&key, now).is_some() {
+            return None;
+        }
+        // Boxed: asking leads here again, though never for A.
+        let outcome = tokio::time::timeout(left, Box::pin(self.ask(asked, &key, zone))).await;
+        let entry = outcome.ok()?.ok()?;
+        Some(Response { entry, aging: Aging::Fresh })
+    }
+
+    /// Takes out what rebinding protection withholds, counts it, and logs it where it is news.
+    fn screen(
+        &self,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &ForwardZone,
+        encoded: Encoded,
+    ) -> Encoded {
+        let (encoded, is_blocked) = zone.rewrite.screen(query, encoded);
+        if is_blocked {
+            self.metrics.forward.rebind_blocked.inc();
+            let before = match self.cache.lookup(key, clock::now()) {
+                Found::Fresh(entry) | Found::Stale(entry) => rewrite::is_blocked(entry.encoded()),
+                Found::Absent => false,
+            };
+            if !before {
+                tracing::debug!(qname = %query.qname, qtype = %query.qtype, zone = %zone.name,
+                    "addresses withheld: rebinding protection");
+            }
+        }
+        encoded
     }
 }

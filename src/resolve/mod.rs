@@ -2,16 +2,20 @@
 //!
 //! [`route`] picks who answers, [`local`] knows our own data, [`forward`] asks upstreams through the
 //! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
-//! [`any`] answers ANY over UDP with little.
+//! [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
+//! [`dns64`], and by [`reach`] where IPv6 leads nowhere).
 //! It refuses to know sockets and wire forms: `serve` faces stub resolvers, `upstream` the others.
 
 pub mod alias;
 pub mod any;
+pub mod dns64;
 pub mod error;
 pub mod forward;
 pub mod hosts;
 pub mod inflight;
 pub mod local;
+pub mod reach;
+pub mod rewrite;
 pub mod route;
 #[cfg(test)]
 mod tests;
@@ -96,19 +100,35 @@ impl Resolver {
         }
         let routes = self.routes.load_full();
         match routes.route(&query.qname) {
-            Route::Local(answer) => match answer.encode(query) {
-                LocalAnswer::Whole(encoded) => Ok(self.local(query, encoded, &routes)),
-                LocalAnswer::Alias(alias) => self.follow(query, alias).await,
+            Route::Local(answer) => {
+                self.own(query, answer.encode(query), (&routes, routes.local_zone())).await
+            }
+            Route::Forward(zone) => match zone.rewrite.own_answer(query) {
+                Some(answer) => self.own(query, answer, (&routes, zone.id)).await,
+                None => self.forward(query, zone).await,
             },
-            Route::Forward(zone) => self.forward(query, zone).await,
+        }
+    }
+
+    /// What our own data says, an alias followed; `from` are the routes and the zone that it is of.
+    async fn own(
+        self: &Arc<Self>,
+        query: &Query,
+        answer: LocalAnswer,
+        from: (&Routes, ZoneId),
+    ) -> Result<Response, ResolveError> {
+        match answer {
+            LocalAnswer::Whole(encoded) => Ok(self.local(query, encoded, from)),
+            LocalAnswer::Alias(alias) => self.follow(query, alias).await,
         }
     }
 
     /// Stores a response from our own data, so that the hot path serves it next time.
-    fn local(&self, query: &Query, encoded: Encoded, routes: &Routes) -> Response {
+    fn local(&self, query: &Query, encoded: Encoded, from: (&Routes, ZoneId)) -> Response {
+        let (routes, zone) = from;
         let key = KeyBuffer::from_query(query);
         let epoch = self.cache.epoch(key.qname());
-        let source = Source { zone: routes.local_zone(), origin: Origin::Local, epoch };
+        let source = Source { zone, origin: Origin::Local, epoch };
         // A reload that swaps the routes bumps the epochs afterwards, so routes that are still the
         // current ones after the epoch was read make an entry that the reload will drop.
         if !std::ptr::eq(&**self.routes.load(), routes) {

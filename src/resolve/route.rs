@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::local::{Local, LocalMatch};
+use super::rewrite::Rewrite;
 use crate::dns::name::Name;
 use crate::metrics::ZoneId;
 use crate::upstream::Group;
@@ -13,6 +14,7 @@ pub struct ForwardZone {
     pub name: Name,
     pub id: ZoneId,
     pub group: Arc<Group>,
+    pub rewrite: Rewrite,
 }
 
 /// Everything that decides who answers: swapped whole at a reload.
@@ -60,6 +62,13 @@ impl Routes {
             }
         }
         Route::Forward(&self.root)
+    }
+
+    /// Tells whether `zone`, perhaps of earlier routes, would still answer as it did.
+    pub fn holds(&self, zone: &ForwardZone) -> bool {
+        let named = self.forward.get(zone.name.as_wire());
+        let mut here = named.into_iter().chain([&self.root]).filter(|here| here.name == zone.name);
+        here.any(|here| here.rewrite.settings() == zone.rewrite.settings())
     }
 
     /// Our own data.

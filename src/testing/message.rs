@@ -69,7 +69,7 @@ pub fn referral(query: &[u8]) -> Vec<u8> {
 }
 
 /// One record on the wire.
-fn record(owner: &[u8], rtype: Qtype, ttl: u32, rdata: &[u8]) -> Vec<u8> {
+pub fn record(owner: &[u8], rtype: Qtype, ttl: u32, rdata: &[u8]) -> Vec<u8> {
     let mut out = owner.to_vec();
     out.extend(rtype.0.to_be_bytes());
     out.extend(Qclass::IN.0.to_be_bytes());
@@ -80,7 +80,7 @@ fn record(owner: &[u8], rtype: Qtype, ttl: u32, rdata: &[u8]) -> Vec<u8> {
 }
 
 /// A response with answer and authority records.
-fn with_records(query: &[u8], rcode: Rcode, sections: [&[Vec<u8>]; 2]) -> Vec<u8> {
+pub fn with_records(query: &[u8], rcode: Rcode, sections: [&[Vec<u8>]; 2]) -> Vec<u8> {
     let mut out = query[..question_end(query)].to_vec();
     let asked = wire::u16_at(query, 2).expect("a header") & (flag::RD | flag::CD);
     wire::put_u16(&mut out, 2, flag::QR | flag::RA | asked | (rcode.0 & flag::RCODE));

@@ -245,6 +245,11 @@ impl Group {
         exchange::run(self, query).await
     }
 
+    /// The total time for one query, all attempts together.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Tells whether every upstream of the group counts as down at this moment.
     pub fn is_down(&self) -> bool {
         self.members.iter().all(|member| member.peer.standing() == Standing::Down)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Forward, PortPolicy, PortRange, Transport, Upstream, UpstreamSource};
+use crate::config::{Forward, PortPolicy, PortRange, Rewrite, Transport, Upstream, UpstreamSource};
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::{Qtype, Rcode};
@@ -38,6 +38,7 @@ fn forward() -> Forward {
         retransmit_max: 400 * MS,
         trust_ad: false,
         tls_ca: None,
+        rewrite: Rewrite::default(),
     }
 }
 
