@@ -77,6 +77,10 @@ fn steps(criterion: &mut Criterion) {
     criterion.bench_function("fit a response", |bencher| {
         bencher.iter(|| encoded.fit(black_box(&view), Aging::Elapsed(7), 1232, &mut out));
     });
+    let turning = encoded.clone().with_rotation();
+    criterion.bench_function("fit a response, its addresses in turn", |bencher| {
+        bencher.iter(|| turning.fit(black_box(&view), Aging::Elapsed(7), 1232, &mut out));
+    });
     criterion.bench_function("a hit without the kernel", |bencher| {
         bencher.iter(|| {
             let view = QueryView::parse(black_box(&query)).expect("well-formed");
