@@ -291,6 +291,7 @@ mod tests {
     use crate::pulse::Pulses;
     use crate::resolve::Resolver;
     use crate::resolve::local::Local;
+    use crate::resolve::rewrite::Rewrite;
     use crate::resolve::route::{ForwardZone, Routes};
     use crate::serve::allow::AllowList;
     use crate::serve::quota::Shares;
@@ -313,6 +314,7 @@ mod tests {
             name: Name::root(),
             id: metrics.zone(&Name::root()),
             group: upstreams.group(&config.forward[0], &[]),
+            rewrite: Rewrite::new(&config.forward[0], Arc::default()),
         });
         let routes = Routes::new(Local::new(&config.local, None), root.id, root, Vec::new());
         let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
