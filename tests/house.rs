@@ -48,7 +48,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/resolve/any.rs", // writes the HINFO of RFC 8482
             "src/lab/authority.rs",
             "src/resolve/rewrite.rs", // writes a response anew without some of its records
-            "src/resolve/dns64.rs", // writes a response anew with other addresses
+            "src/resolve/dns64.rs",   // writes a response anew with other addresses
         ],
     ),
     (&["rustls", "webpki_roots"], &["src/upstream/"]),
