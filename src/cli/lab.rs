@@ -63,6 +63,14 @@ enum ScenarioName {
     Pair,
     /// Two pods, same source port, same destination, same instant
     Snat,
+    /// A cluster DNS server goes while pods keep asking
+    Churn,
+    /// 50 executors ask at once for a driver's Service before, while and after it exists
+    Spark,
+    /// Forward and reverse names of 100 data nodes, from all pods at once
+    Hdfs,
+    /// Search lists with ndots:5, from 200 pods
+    Mixed,
 }
 
 /// Names of topologies.
@@ -141,6 +149,10 @@ impl Lab {
         let scenario = |name: &ScenarioName| match name {
             ScenarioName::Pair => Scenario::Pair,
             ScenarioName::Snat => Scenario::Snat,
+            ScenarioName::Churn => Scenario::Churn,
+            ScenarioName::Spark => Scenario::Spark,
+            ScenarioName::Hdfs => Scenario::Hdfs,
+            ScenarioName::Mixed => Scenario::Mixed,
         };
         let family = |name: &FamilyName| match name {
             FamilyName::Ipv4 => Family::V4,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Header, HeaderCounts, Metadata, ResponseCode};
-use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::rdata::{PTR, SOA};
 use hickory_proto::rr::{LowerName, Name, RData, Record, RecordType};
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
@@ -59,6 +59,17 @@ impl Zone {
                 true => table.remove(&LowerName::from(&owner)),
                 false => table.insert(LowerName::from(&owner), records.clone()),
             };
+            table
+        });
+    }
+
+    /// Gives an address's reverse name a name.
+    pub(super) fn point(&self, address: IpAddr, target: &str) {
+        let owner = Name::from(address);
+        let record = Record::from_rdata(owner.clone(), TTL, RData::PTR(PTR(name(target))));
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            table.insert(LowerName::from(&owner), vec![record.clone()]);
             table
         });
     }

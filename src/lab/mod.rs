@@ -2,21 +2,23 @@
 //!
 //! [`shelter`] is where it lives, so that it goes with the command. [`topology`] wires pods, node and
 //! cluster DNS; `rules` are those of kube-proxy; `authority` is the cluster DNS; [`scenario`] is
-//! what pods do, [`report`] what came of it. It never touches the namespace that it was started in.
+//! what pods do (`race`, `steady`), [`report`] what came of it. It never touches the namespace that it was started in.
 
 mod authority;
 mod conntrack;
 mod daemon;
 mod namespace;
 mod net;
+mod race;
 pub mod report;
 mod rules;
 pub mod scenario;
 pub mod shelter;
+mod steady;
 pub mod topology;
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -28,12 +30,19 @@ pub use self::net::Family;
 use self::net::{CLUSTER_DNS, DNS, NODE_DNS, Net};
 use self::report::{Report, Row, Sum};
 use self::scenario::{Course, NAMES, Scenario};
+use self::steady::Event;
 use self::topology::Topology;
+use crate::clock;
+use crate::dns::Rcode;
 use crate::netlink::links::LinkError;
 use crate::netlink::netfilter::NetlinkError;
 use crate::stub::AskError;
 use crate::stub::pair::Patience;
 
+/// The address of every Spark driver.
+const DRIVER: [u8; 4] = [10, 244, 0, 200];
+/// Between the start of the threads and the first query.
+const LEAD: Duration = Duration::from_millis(200);
 /// How often a stub resolver asks.
 const TRIES: u32 = 2;
 
@@ -87,8 +96,9 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report, 
     for topology in &options.topologies {
         for scenario in &options.scenarios {
             for with_nodens in [false, true] {
-                let lab = Lab::build(*topology, *scenario, with_nodens)?;
                 for family in &options.families {
+                    // A new one each time: scenarios leave it changed.
+                    let lab = Lab::build(*topology, *scenario, with_nodens)?;
                     rows.push(lab.measure(*family, options, progress)?);
                 }
             }
@@ -121,6 +131,7 @@ struct Lab {
     topology: Topology,
     scenario: Scenario,
     net: Net,
+    zone: Zone,
     daemon: Option<Daemon>,
     _servers: Vec<Authority>,
 }
@@ -130,13 +141,34 @@ impl Lab {
     fn build(topology: Topology, scenario: Scenario, with_nodens: bool) -> Result<Self, LabError> {
         let net = topology.build(scenario.pods())?;
         let zone = services();
+        fill(&zone);
         let start = |host: &net::Host| {
             Authority::start(&host.namespace, host.addresses.sockets(), zone.clone())
         };
         let servers = net.servers.iter().map(start).collect::<Result<_, _>>()?;
-        rules::translate_cluster_dns(net.node(), &net.servers)?;
+        rules::translate_cluster_dns(net.node(), first_servers(&net))?;
         let daemon = with_nodens.then(|| startdaemon(&net)).transpose()?;
-        Ok(Self { topology, scenario, net, daemon, _servers: servers })
+        Ok(Self { topology, scenario, net, zone, daemon, _servers: servers })
+    }
+
+    /// Lets something happen to the cluster.
+    fn act(&self, event: Event) -> Result<(), LabError> {
+        let host = IpAddr::from(DRIVER);
+        match event {
+            Event::MakeDriver(job) => self.zone.put(&steady::driver(job), &[host]),
+            Event::RemoveDriver(job) => self.zone.put(&steady::driver(job), &[]),
+            Event::RemoveServer => {
+                let Some(first) = self.net.servers.first() else { return Ok(()) };
+                // Nothing comes back: packets to a dead pod's address end somewhere.
+                first.namespace.wire(|links| links.take_down("eth0"))?;
+            }
+            Event::TranslateToOthers => {
+                // The second, and the one that replaces the first.
+                let others = self.net.servers.get(1..).unwrap_or_default();
+                rules::translate_cluster_dns(self.net.node(), others)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs the scenario in one family, and reads the counters before and after.
@@ -155,14 +187,20 @@ impl Lab {
             interval: Duration::from_secs(1) / options.rate.max(1),
             seed: options.seed,
             patience: Patience { timeout: options.timeout, tries: TRIES },
+            start: clock::now() + LEAD,
         };
         let node = self.net.node();
         let before = Counters::read(node)?;
         let side = if with_nodens { "with" } else { "without" };
         let what = format!("{:?} {:?} {family:?} {side} nodens", self.topology, self.scenario);
         let mut sum = Sum::default();
-        scenario::run(course, &self.net.pods, |outcome| {
+        scenario::run(&course, &self.net.pods, &|event| self.act(event), |outcome| {
             sum.add(outcome);
+            let after = outcome.intended.saturating_duration_since(course.start);
+            if let Some(rcode) = outcome.rcode {
+                let exists = rcode == Rcode::NOERROR;
+                sum.stale += u64::from(steady::is_stale(self.scenario, after, exists));
+            }
             if sum.queries % 500 == 0 {
                 progress(&format!("{what}: {} queries, {} lost", sum.queries, sum.lost));
             }
@@ -178,6 +216,7 @@ impl Lab {
             lost: sum.lost,
             given_up: sum.given_up,
             failed: sum.failed,
+            stale: sum.stale,
             stalls: sum.stalls,
             latency_us: sum.latency_us(),
             late_p99_us: sum.late_p99_us(),
@@ -199,11 +238,29 @@ fn services() -> Zone {
     zone
 }
 
+/// Adds the data nodes of a Hadoop cluster, and names outside the cluster.
+fn fill(zone: &Zone) {
+    for number in 0..steady::DATA_NODES {
+        let (name, address) = steady::data_node(number);
+        zone.put(&name, &[address]);
+        zone.point(address, &name);
+        let host = u8::try_from(number).unwrap_or_default();
+        zone.put(&steady::outside(number), &[Ipv4Addr::new(192, 0, 2, host).into()]);
+    }
+}
+
+/// The cluster DNS at first; the others come to replace them.
+fn first_servers(net: &Net) -> &[net::Host] {
+    net.servers.get(..2).unwrap_or(&net.servers)
+}
+
 /// Starts nodens on the node, with the cluster DNS servers as its upstreams.
 fn startdaemon(net: &Net) -> Result<Daemon, LabError> {
     rules::leave_node_dns_untracked(net.node())?;
-    let upstreams: Vec<_> =
-        net.servers.iter().map(|host| SocketAddr::new(host.addresses.v4.into(), DNS)).collect();
+    let upstreams: Vec<_> = first_servers(net)
+        .iter()
+        .map(|host| SocketAddr::new(host.addresses.v4.into(), DNS))
+        .collect();
     Daemon::start(net.node(), &NODE_DNS.sockets(), &upstreams)
 }
 

@@ -25,8 +25,10 @@ pub struct Row {
     pub lost: u64,
     /// Queries without a response after the last try.
     pub given_up: u64,
-    /// Responses other than NOERROR.
+    /// Responses other than NOERROR and NXDOMAIN.
     pub failed: u64,
+    /// Responses that contradict the cluster of the time when they were asked for (`spark`).
+    pub stale: u64,
     /// Queries that took at least 1 s, 2.5 s and 5 s.
     pub stalls: [u64; 3],
     /// Microseconds from the intended send time to the response: median, 90, 99, 99.9 of 100, longest.
@@ -57,6 +59,7 @@ pub(super) struct Sum {
     pub lost: u64,
     pub given_up: u64,
     pub failed: u64,
+    pub stale: u64,
     pub stalls: [u64; 3],
     latencies: Latencies,
     late: Latencies,
@@ -71,7 +74,8 @@ impl Sum {
     pub(super) fn add(&mut self, outcome: &Outcome) {
         self.queries += 1;
         self.lost += u64::from(outcome.lost);
-        self.failed += u64::from(outcome.rcode.is_some_and(|rcode| rcode != Rcode::NOERROR));
+        let is_failure = |rcode| rcode != Rcode::NOERROR && rcode != Rcode::NXDOMAIN;
+        self.failed += u64::from(outcome.rcode.is_some_and(is_failure));
         match outcome.took {
             Some(took) => self.latencies.record(took),
             None => self.given_up += 1,
@@ -102,13 +106,15 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The columns with their widths.
-const COLUMNS: [(&str, usize); 17] = [
+const COLUMNS: [(&str, usize); 19] = [
     ("topology", 8),
     ("scenario", 8),
     ("family", 6),
     ("nodens", 7),
     ("queries", 8),
     ("lost", 6),
+    ("failed", 6),
+    ("stale", 6),
     (">=1s", 6),
     (">=2.5s", 6),
     (">=5s", 6),
@@ -125,6 +131,8 @@ const COLUMNS: [(&str, usize); 17] = [
 /// What the columns mean.
 const LEGEND: &str = "\
 lost      datagrams without a response within the stub resolver's timeout; it then asks again
+failed    responses that say that something failed: SERVFAIL, REFUSED
+stale     responses that contradict the cluster of the moment (spark): denied though it exists, or the other way
 >=1s ...  queries for which a stub resolver waited so long, retries included, or gave up
 p50 ...   milliseconds from the intended send time to the response (open loop)
 late      how much of p99 is the load's own: it sent so much later than intended
@@ -136,7 +144,7 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
-    fn cells(&self) -> [String; 17] {
+    fn cells(&self) -> [String; 19] {
         let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
@@ -156,6 +164,8 @@ impl Row {
             side.to_owned(),
             self.queries.to_string(),
             self.lost.to_string(),
+            self.failed.to_string(),
+            self.stale.to_string(),
             one,
             two,
             five,
@@ -180,7 +190,7 @@ impl fmt::Display for Report {
                 // Words to the left, numbers to the right.
                 match index {
                     0..4 => write!(f, "{cell:<width$} ")?,
-                    16 => write!(f, "{cell:>width$}")?,
+                    18 => write!(f, "{cell:>width$}")?,
                     _ => write!(f, "{cell:>width$} ")?,
                 }
             }
@@ -203,6 +213,7 @@ mod tests {
         let mut sum = Sum::default();
         let answered = |millis, lost| Outcome {
             took: Some(Duration::from_millis(millis)),
+            intended: crate::clock::now(),
             late: Duration::ZERO,
             lost,
             rcode: Some(Rcode::NOERROR),

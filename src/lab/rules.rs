@@ -72,7 +72,8 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 pub(super) fn translate_cluster_dns(node: &Namespace, servers: &[Host]) -> Result<(), LabError> {
     let table = Table::inet("lab-kube-proxy");
     let mut batch = Batch::default();
-    batch.add_table(&table, 0);
+    // Again, when the servers change: all in one step.
+    batch.ensure_table(&table).delete_table(&table).add_table(&table, 0);
     let nat = |hook, priority| Some(Place { kind: ChainKind::Nat, hook, priority });
     batch.add_chain(&table, "services", None);
     batch.add_chain(&table, "prerouting", nat(Hook::Prerouting, -100));

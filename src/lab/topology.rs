@@ -15,8 +15,8 @@ use super::net::{
 };
 use crate::netlink::links::{Kind, LinkError, Links, Route};
 
-/// How many cluster DNS servers there are.
-const SERVERS: u8 = 2;
+/// How many cluster DNS servers there are: two, and one to replace one of them.
+const SERVERS: u8 = 3;
 
 /// How pods reach their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

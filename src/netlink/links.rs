@@ -144,6 +144,16 @@ impl Links {
         self.ask(RouteNetlinkMessage::SetLink(link), 0, ("bringing up", name)).map(drop)
     }
 
+    /// Takes a link down; its routes go.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take_down(&mut self, name: &str) -> Result<(), LinkError> {
+        let mut link = self.existing(name)?;
+        link.header.change_mask = LinkFlags::Up;
+        self.ask(RouteNetlinkMessage::SetLink(link), 0, ("taking down", name)).map(drop)
+    }
+
     /// Plugs a link into a bridge.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::pair::{Fired, Outcome, Patience};
 use crate::clock;
+use crate::dns::Rcode;
 
 /// A thread spins instead of sleeping for the last of the wait: the kernel wakes no sleeper on time.
 const SPIN: Duration = Duration::from_micros(150);
@@ -69,11 +70,19 @@ impl Collector {
     }
 }
 
-/// Waits for the responses to one salvo and hands the outcomes on.
-async fn hand_on(fired: Fired, patience: Patience, outcomes: mpsc::Sender<Vec<Outcome>>) {
-    if let Ok(done) = fired.wait(patience).await {
+/// Waits for the responses to one salvo, and to those behind it while no name exists; hands the outcomes on.
+async fn hand_on(first: Fired, patience: Patience, outcomes: mpsc::Sender<Vec<Outcome>>) {
+    let mut next = Some(first);
+    while let Some(mut fired) = next.take() {
+        let mut rest = fired.take_rest();
+        let Ok(done) = fired.wait(patience).await else { return };
+        let is_denied = done.iter().any(|outcome| outcome.rcode == Some(Rcode::NXDOMAIN));
         // Nobody takes them any more when the scenario has failed.
         let _ = outcomes.send(done);
+        if is_denied && !rest.is_empty() {
+            let salvo = rest.remove(0);
+            next = Some(salvo.fire(clock::now()).then(rest));
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Fired {
     /// When they should have left: latency counts from here.
     intended: Instant,
     sent: Instant,
+    /// What leaves next, one by one, while nothing of the name exists.
+    rest: Vec<Salvo>,
 }
 
 /// How it went for one query.
@@ -43,6 +45,8 @@ pub struct Fired {
 pub struct Outcome {
     /// From the intended send time to the response, waits included; `None` when the stub resolver gave up.
     pub took: Option<Duration>,
+    /// When it should have left.
+    pub intended: Instant,
     /// How much of that is the load's own: it sent so long after it should have.
     pub late: Duration,
     /// How many of its datagrams got no response in time.
@@ -91,7 +95,19 @@ impl Salvo {
 impl Fired {
     /// What several threads have just sent, or are about to.
     pub fn new(salvo: Arc<Salvo>, intended: Instant) -> Self {
-        Self { salvo, intended, sent: clock::now() }
+        Self { salvo, intended, sent: clock::now(), rest: Vec::new() }
+    }
+
+    /// With what leaves next, one by one, until a name exists: a search list.
+    #[must_use]
+    pub fn then(mut self, rest: Vec<Salvo>) -> Self {
+        self.rest = rest;
+        self
+    }
+
+    /// Takes what leaves next.
+    pub(super) fn take_rest(&mut self) -> Vec<Salvo> {
+        std::mem::take(&mut self.rest)
     }
 
     /// Waits for the responses, asks again in time, gives up in the end: an outcome for each query.
@@ -139,7 +155,7 @@ impl<'a> Awaited<'a> {
     /// Nothing has come yet.
     fn new(fired: &'a Fired) -> Self {
         let late = fired.sent.saturating_duration_since(fired.intended);
-        let outcome = Outcome { took: None, late, lost: 0, rcode: None };
+        let outcome = Outcome { took: None, intended: fired.intended, late, lost: 0, rcode: None };
         let messages = fired.salvo.messages.as_slice();
         Self { messages, outcomes: vec![outcome; messages.len()], intended: fired.intended }
     }
