@@ -7,6 +7,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dns;
+pub mod intercept;
 pub mod lab;
 pub mod metrics;
 pub mod netlink;

@@ -61,6 +61,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/upstream/ports.rs",
             "src/lab/shelter.rs",
             "src/lab/namespace.rs",
+            "src/intercept/socket.rs",
         ],
     ),
     (&["moka"], &["src/cache/mod.rs"]),
@@ -73,7 +74,10 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["serde_json"], &["src/admin/", "src/cli/"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
     (&["async_trait"], &["src/serve/handler.rs", "src/lab/authority.rs"]), // as hickory's RequestHandler is declared
-    (&["rand"], &["src/upstream/", "src/resolve/", "src/stub/", "src/telemetry.rs"]),
+    (
+        &["rand"],
+        &["src/upstream/", "src/resolve/", "src/stub/", "src/telemetry.rs", "src/intercept/"],
+    ),
 ];
 
 /// Crates that any file may name.

@@ -9,6 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::inspect::View;
 use super::routes::{self, Maker};
+use super::takeover::Takeover;
 use super::{policy, reach};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
@@ -51,7 +52,13 @@ enum Event {
 
 impl Control {
     /// Runs until SIGTERM or SIGINT; then the drain has begun. A second signal ends the process.
-    pub async fn run(self, config: Config, doors: Doors, workers: &[Handle], mut signals: Signals) {
+    pub async fn run(
+        self,
+        config: Config,
+        doors: Doors,
+        workers: &[Handle],
+        (mut signals, takeover): (Signals, &mut Takeover),
+    ) {
         let readiness = Readiness::new(self.shutdown.clone());
         let (bound, answered) =
             (readiness.gate("sockets bound"), readiness.gate("upstream answered"));
@@ -81,6 +88,7 @@ impl Control {
             let event = tokio::select! {
                 event = signals.next() => event,
                 files = watch.changed() => Event::Reload(format!("{files:?} changed")),
+                never = takeover.look_after() => match never {},
                 _ = link_ticks.tick() => Event::LookAtLinks,
             };
             match event {
@@ -96,6 +104,7 @@ impl Control {
             }
         };
         tracing::info!(signal, "draining");
+        takeover.stop_taking();
         this.shutdown.begin();
         tokio::spawn(async move {
             signals.leave().await;
@@ -179,6 +188,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }
                 != new.serve,
         ),
+        ("intercept", old.intercept != new.intercept),
         ("cache.size", old.cache.size != new.cache.size),
         ("admin", old.admin != new.admin),
         ("log.format", old.log.format != new.log.format),

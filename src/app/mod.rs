@@ -1,12 +1,14 @@
 //! The daemon: puts the parts together, and keeps them together until it is told to leave.
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
-//! the resolver's threads, [`control`] reloads and maintains, [`reach`] looks at IPv6 routes, [`inspect`] shows all of it to `admin`.
+//! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, [`reach`] looks at
+//! IPv6 routes, [`inspect`] shows all of it to `admin`.
 
 pub mod control;
 pub mod inspect;
 pub mod reach;
 pub mod routes;
+pub mod takeover;
 pub mod workers;
 
 use std::io;
@@ -16,12 +18,15 @@ use thiserror::Error;
 
 use self::control::{Control, Signals};
 use self::routes::{Maker, RoutesError};
+use self::takeover::Takeover;
 use self::workers::Workers;
 use crate::admin::{self, DoorsError};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::config::error::ConfigErrors;
 use crate::config::load::Sources;
+use crate::intercept::InterceptError;
+use crate::intercept::claims::Claims;
 use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Resolver;
@@ -47,6 +52,8 @@ pub enum StartError {
     #[error("nothing to listen on: no address of `listen` is on this host")]
     Nothing,
     #[error(transparent)]
+    Intercept(#[from] InterceptError),
+    #[error(transparent)]
     Admin(#[from] DoorsError),
     #[error("cannot start a thread or runtime: {0}")]
     Runtime(#[from] io::Error),
@@ -57,7 +64,11 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Telemetry(_) | Self::Routes(_) => 2,
-            Self::Bind(_) | Self::Nothing | Self::Admin(_) | Self::Runtime(_) => 1,
+            Self::Bind(_)
+            | Self::Nothing
+            | Self::Intercept(_)
+            | Self::Admin(_)
+            | Self::Runtime(_) => 1,
         }
     }
 }
@@ -89,6 +100,7 @@ struct Parts {
     pulses: Arc<Pulses>,
     shutdown: Shutdown,
     bound: serve::Bound,
+    claims: Option<Claims>,
 }
 
 impl Parts {
@@ -97,15 +109,17 @@ impl Parts {
         let metrics = Metrics::new();
         let ports = (config.upstream_ports.clone(), config.upstream_mark);
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
-        let maker = Maker {
-            upstreams,
-            metrics: Arc::clone(&metrics),
-            listen: config.listen.clone(),
-            reach: Arc::default(),
-        };
+        let claims = takeover::claim(&config)?;
+        let private = claims.as_ref().map(Claims::listens).unwrap_or_default();
+        let listen = [&config.listen[..], &private].concat();
+        let metrics_of = Arc::clone(&metrics);
+        let maker = Maker { upstreams, metrics: metrics_of, listen, reach: Arc::default() };
         let loop_probe = Arc::clone(maker.upstreams.loop_probe());
         let routes = maker.routes(&config)?;
-        let bound = serve::bind(&config.listen, &config.serve, take_over)?;
+        let mut bound = serve::bind(&config.listen, &config.serve, take_over)?;
+        // Nobody else can be there: the claim has seen to that, where a probe would see our own
+        // wildcard sockets.
+        bound.extend(serve::bind(&private, &config.serve, true)?);
         if bound.addresses.is_empty() {
             return Err(StartError::Nothing);
         }
@@ -116,7 +130,7 @@ impl Parts {
         let in_flight = Shares::new(config.serve.max_in_flight, config.serve.max_in_flight);
         let front = Arc::new(Front::new(resolver, policy(&config), metrics, in_flight));
         let shutdown = Shutdown::default();
-        Ok(Self { config, telemetry, maker, front, workers, pulses, shutdown, bound })
+        Ok(Self { config, telemetry, maker, front, workers, pulses, shutdown, bound, claims })
     }
 
     /// Serves, and waits for the signal to leave.
@@ -132,6 +146,8 @@ impl Parts {
         let addresses: Vec<_> = self.bound.addresses.iter().map(|l| l.address).collect();
         self.bound.start(&self.config.serve, &runners)?;
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "nodens answers");
+        let metrics = &self.front.metrics;
+        let mut takeover = Takeover::start(self.claims, &self.config, &self.pulses, metrics)?;
         let shutdown = self.shutdown.clone();
         let control = Control {
             sources,
@@ -141,10 +157,12 @@ impl Parts {
             pulses: self.pulses,
             shutdown: self.shutdown,
         };
-        control.run(self.config, doors, self.workers.handles(), signals).await;
+        let live = (signals, &mut takeover);
+        control.run(self.config, doors, self.workers.handles(), live).await;
         if !shutdown.drained(drain).await {
             tracing::warn!(owed = shutdown.owed(), "deadline reached; leaving with responses owed");
         }
+        takeover.leave();
         tracing::info!("drained");
         self.workers.stop();
         Ok(())

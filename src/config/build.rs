@@ -12,7 +12,7 @@ use super::reader::{self, Reader};
 use super::spec::{Spec, Table, Value, Written};
 use super::{
     Admin, Cache, Config, Listen, Local, Log, LogFormat, Network, PortRange, Serve, StaticRecord,
-    endpoint, forms, keys, loops, zones,
+    endpoint, forms, intercept, keys, loops, zones,
 };
 
 /// Where admin listens unless told otherwise; node-cache's port, so that dashboards find it.
@@ -29,7 +29,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
     refuse_loops(reader, &listen, &forward);
     let cache = read_cache(reader);
     zones::refuse_crossed_ttls(reader, &forward, &cache);
-    refuse_intercept(reader);
+    let intercept = intercept::read(reader, &listen, host);
     Config {
         listen,
         allow: read_allow(reader),
@@ -40,6 +40,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
         cache,
         forward: forward.into_iter().map(|zone| zone.forward).collect(),
         local: read_local(reader),
+        intercept,
         admin: read_admin(reader, host),
         log: read_log(reader),
     }
@@ -327,13 +328,4 @@ fn refuse_loops(reader: &mut Reader<'_, '_>, listen: &[Listen], forward: &[zones
             }
         }
     }
-}
-
-/// Refuses the modes that a later version will have.
-fn refuse_intercept(reader: &mut Reader<'_, '_>) {
-    let _: Option<()> = reader.value("intercept.mode", |value| match reader::text(value)? {
-        "none" => Ok(()),
-        mode @ ("takeover" | "bind") => Err(Fault::NotYet { mode: mode.to_owned() }),
-        other => Err(Fault::NotOneOf { text: other.to_owned(), choices: "none" }),
-    });
 }

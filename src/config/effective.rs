@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::forms::{write_duration, write_network, write_size};
 use super::{
-    Admin, Cache, Config, Forward, Listen, Local, Log, LogFormat, PortPolicy, Rewrite, Serve,
-    StaticRecord, UpstreamSource, zones,
+    Admin, Cache, Config, Forward, Intercept, InterceptMode, Listen, Local, Log, LogFormat,
+    PortPolicy, Rewrite, Serve, StaticRecord, UpstreamSource, zones,
 };
 
 /// Keys with their values as TOML; `None` stands for a default that TOML cannot say.
@@ -21,7 +21,7 @@ impl Config {
             ("[serve]", serve(&self.serve)),
             ("[cache]", cache(&self.cache)),
             ("[local]", local(&self.local)),
-            ("[intercept]", vec![("intercept.mode", Some(quote("none")))]),
+            ("[intercept]", intercept(&self.intercept)),
             ("[admin]", admin(&self.admin)),
             ("[log]", log(&self.log)),
         ];
@@ -105,6 +105,23 @@ fn listen(listen: &Listen) -> String {
         table.push_str(", required = false");
     }
     table + " }"
+}
+
+/// `[intercept]`
+fn intercept(intercept: &Intercept) -> Values {
+    let mode = match intercept.mode {
+        InterceptMode::Takeover => "takeover",
+        InterceptMode::None => "none",
+    };
+    let addresses = intercept.addresses.iter().map(|ip| quote(&ip.to_string()));
+    let private = intercept.private.iter().map(|network| quote(&write_network(network)));
+    let fallback = intercept.fallback.iter().map(|endpoint| quote(&endpoint.to_string()));
+    vec![
+        ("intercept.mode", intercept.required.then(|| quote(mode))),
+        ("intercept.addresses", Some(list(addresses)).filter(|list| list != "[]")),
+        ("intercept.private", Some(list(private))),
+        ("intercept.fallback", Some(list(fallback))),
+    ]
 }
 
 /// `[serve]`

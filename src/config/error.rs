@@ -107,6 +107,10 @@ pub enum Fault {
     Missing { what: &'static str },
     #[error("{what} stands here and at {first}; take one of them out")]
     Duplicate { what: String, first: String },
+    #[error(
+        "{address} stands in `listen` too; what is intercepted is never listened on: take it out there"
+    )]
+    Listened { address: std::net::IpAddr },
     #[error("zone {zone} has no upstreams; add `upstreams = [\"ADDR\"]` to it")]
     NoUpstreams { zone: String },
     #[error("there is no interface `{name}` with an IPv6 address; `ip -6 address` lists them")]
@@ -115,7 +119,7 @@ pub enum Fault {
     NoZoneIndex { text: String },
     #[error("{0}")]
     Loop(#[from] super::loops::Loop),
-    #[error("`{mode}` is not in this version of nodens yet; write \"none\"")]
+    #[error("`{mode}` is not in this version of nodens yet; write \"takeover\" or \"none\"")]
     NotYet { mode: String },
     #[error(
         "{first}-{last} leaves one of the three port classes {usable} source ports, and each needs {least}; \

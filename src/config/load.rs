@@ -205,7 +205,10 @@ records = ["db.example.org 300 A 192.0.2.1"]
 hosts = "/etc/hosts"
 version = "none of your business"
 [intercept]
-mode = "none"
+mode = "takeover"
+addresses = ["10.96.0.10", "fd00:10:96::a"]
+private = ["198.18.0.0/28", "fd00::/120"]
+fallback = ["10.244.0.5", "10.244.1.7:5353"]
 [admin]
 listen = []
 socket = "/run/a.sock"
@@ -327,8 +330,16 @@ queries = 0.5
             "n.toml:1: upstream_ports: 1000-1046 leaves one of the three port classes 15 source ports, and each needs 16; take a wider range",
         ),
         (
-            "[intercept]\nmode = \"takeover\"",
-            "n.toml:2: [intercept] mode: `takeover` is not in this version of nodens yet; write \"none\"",
+            "[intercept]\nmode = \"bind\"",
+            "n.toml:2: [intercept] mode: `bind` is not in this version of nodens yet; write \"takeover\" or \"none\"",
+        ),
+        (
+            "listen = [\"192.0.2.1\"]\n[intercept]\naddresses = [\"192.0.2.1\"]",
+            "n.toml:3: [intercept] addresses: 192.0.2.1 stands in `listen` too",
+        ),
+        (
+            "[intercept]\naddresses = [\"127.0.0.1\"]",
+            "n.toml:2: [intercept] addresses: \"127.0.0.1\" is not an address that can be intercepted",
         ),
         ("[local]\nrecords = [\"a A 192.0.2.1\",\n\"b A nobody\"]", "n.toml:3: [local] records: "),
         (

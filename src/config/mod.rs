@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod error;
 pub mod forms;
 pub mod host;
+pub mod intercept;
 pub mod keys;
 pub mod load;
 pub mod loops;
@@ -29,6 +30,7 @@ use crate::dns::name::Name;
 
 pub use build::ADMIN_SOCKET;
 pub use error::{ConfigError, ConfigErrors};
+pub use intercept::{Intercept, InterceptMode};
 pub use load::{Inputs, Sources, load};
 pub use loops::loops;
 pub use rewrite::{Aaaa, Rewrite, TtlBounds};
@@ -49,6 +51,7 @@ pub struct Config {
     /// Always holds the zone `.`; zones are unique.
     pub forward: Vec<Forward>,
     pub local: Local,
+    pub intercept: Intercept,
     pub admin: Admin,
     pub log: Log,
 }

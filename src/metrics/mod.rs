@@ -149,6 +149,26 @@ impl LifeMetrics {
     }
 }
 
+/// Counters of the intercept.
+#[derive(Clone, Debug, Default)]
+pub struct InterceptMetrics {
+    /// 1 while new queries are taken.
+    pub claiming: Gauge,
+    /// 1 while the kernel ties our table to us.
+    pub owned: Gauge,
+    pub beats: Counter,
+    /// Times that the dead-man switch went off while we lived.
+    pub lapses: Counter,
+    /// Steps that mended what somebody else had changed.
+    pub repairs: Counter,
+    /// Times that the table was withdrawn because a firewall ate what it rewrote.
+    pub withdrawals: Counter,
+    /// UDP queries rewritten, as the kernel counts them.
+    pub rewritten: Gauge,
+    /// Those of them that passed the firewalls.
+    pub arrived: Gauge,
+}
+
 /// Counters of one upstream, by its configuration form.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamMetrics {
@@ -194,6 +214,7 @@ pub struct Metrics {
     pub ports: PortMetrics,
     pub forward: ForwardMetrics,
     pub life: LifeMetrics,
+    pub intercept: InterceptMetrics,
     tallies: Arc<Mutex<Tallies>>,
     upstreams: Arc<Mutex<BTreeMap<String, UpstreamMetrics>>>,
 }

@@ -140,7 +140,7 @@ impl Scrape {
 
     /// Everything without labels.
     fn plain(&self, families: &mut Families<'_>) -> fmt::Result {
-        let Metrics { serve, cache, ports, forward, life, .. } = &self.metrics;
+        let Metrics { serve, cache, ports, forward, life, intercept, .. } = &self.metrics;
         for (name, counter) in [
             ("coredns_panics_total", &serve.panics),
             ("coredns_forward_max_concurrent_rejects_total", &serve.shed),
@@ -162,6 +162,10 @@ impl Scrape {
             ("nodens_rebind_blocked_total", &forward.rebind_blocked),
             ("nodens_reloads_total", &life.reloads),
             ("nodens_loops_found_total", &life.loops_found),
+            ("nodens_intercept_beats_total", &intercept.beats),
+            ("nodens_intercept_lapses_total", &intercept.lapses),
+            ("nodens_intercept_repairs_total", &intercept.repairs),
+            ("nodens_intercept_withdrawals_total", &intercept.withdrawals),
         ] {
             families.counters(name, [(Vec::new(), counter.get())])?;
         }
@@ -169,6 +173,10 @@ impl Scrape {
             ("nodens_queries_in_flight", &serve.in_flight),
             ("nodens_tcp_connections", &serve.tcp_connections),
             ("nodens_cache_bytes", &cache.bytes),
+            ("nodens_intercept_claiming", &intercept.claiming),
+            ("nodens_intercept_owned", &intercept.owned),
+            ("nodens_intercept_queries", &intercept.rewritten),
+            ("nodens_intercept_arrived", &intercept.arrived),
         ] {
             families.gauges(name, [(Vec::new(), gauge.get())])?;
         }

@@ -156,6 +156,10 @@ pub enum Expr {
     Masquerade,
     /// Conntrack's state bits: 1 invalid, 2 established, 4 related, 8 new, 64 untracked (host order).
     ConntrackState { into: Register },
+    /// The IPv4 address that the flow's first packet was sent to.
+    OriginalDestination { into: Register },
+    /// The kind of the packet's source address: 2 is one of this host (host order).
+    SourceKind { into: Register },
     /// The mark of the socket that the packet belongs to; ends the rule where there is none.
     SocketMark { into: Register },
 }
@@ -177,7 +181,8 @@ impl Expr {
             Self::Number { .. } => "numgen",
             Self::Nat { .. } => "nat",
             Self::Masquerade => "masq",
-            Self::ConntrackState { .. } => "ct",
+            Self::ConntrackState { .. } | Self::OriginalDestination { .. } => "ct",
+            Self::SourceKind { .. } => "fib",
             Self::SocketMark { .. } => "socket",
         }
     }
@@ -216,6 +221,10 @@ impl Expr {
             Self::Counter => data.put_u64(1, 0).put_u64(2, 0),
             Self::NamedCounter(name) => data.put_u32(1, 1).put_text(2, name),
             Self::ConntrackState { into } => data.put_u32(1, *into).put_u32(2, 0),
+            Self::OriginalDestination { into } => {
+                data.put_u32(1, *into).put_u32(2, 20).put(3, &[0])
+            }
+            Self::SourceKind { into } => data.put_u32(1, *into).put_u32(2, 3).put_u32(3, 1),
             Self::SocketMark { into } => data.put_u32(1, 1).put_u32(2, *into),
             _ => data,
         };

@@ -117,6 +117,15 @@ pub struct Runners<'a> {
 }
 
 impl Bound {
+    /// Takes another's sockets over; both were bound for as many threads.
+    pub fn extend(&mut self, other: Self) {
+        for (ours, theirs) in self.udp.iter_mut().zip(other.udp) {
+            ours.extend(theirs);
+        }
+        self.tcp.extend(other.tcp);
+        self.addresses.extend(other.addresses);
+    }
+
     /// Starts all front ends.
     ///
     /// # Errors

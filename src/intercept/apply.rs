@@ -1,0 +1,164 @@
+//! Does the planned steps through netlink, and reads back what is.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::claims::Claims;
+use super::plan::{Observed, Step, TableSeen};
+use super::table::{self, Shape};
+use super::{below, table::ALIVE};
+use crate::netlink::netfilter::{Netfilter, NetlinkError};
+use crate::netlink::nft::{Batch, Family, Table};
+
+/// Every table of ours begins so.
+const PREFIX: &str = "nodens-";
+
+/// What the table has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub rewritten: u64,
+    pub arrived: u64,
+    pub answered: u64,
+    pub left: u64,
+}
+
+/// Rules over our table: the socket that owns it, and what it is made with.
+pub struct Ruler {
+    netfilter: Netfilter,
+    shape: Shape,
+    /// The drain has emptied the chain of queries.
+    has_stopped: bool,
+}
+
+impl Ruler {
+    /// A ruler whose table, named by a random id, is not made yet.
+    pub fn new(
+        netfilter: Netfilter,
+        (upstream_mark, beat_port): (u32, u16),
+        flow_timeout: Duration,
+    ) -> Self {
+        let id = rand::random::<u32>();
+        let table = Table::inet(format!("{PREFIX}{id:08x}"));
+        let shape = Shape { table, is_owned: true, upstream_mark, beat_port, flow_timeout };
+        Self { netfilter, shape, has_stopped: false }
+    }
+
+    /// Tells whether the kernel ties the table to us.
+    pub fn is_owned(&self) -> bool {
+        self.shape.is_owned
+    }
+
+    /// What is: the table's maps and the link's addresses.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn observe(&mut self, claims: &mut Claims) -> Result<Observed, NetlinkError> {
+        let table = &self.shape.table;
+        let is_there = self.netfilter.counter(table, table::REWRITTEN)?.is_some();
+        let keys4 = self.netfilter.keys(table, table::TO4)?;
+        let keys6 = self.netfilter.keys(table, table::TO6)?;
+        let asked = keys4.iter().chain(&keys6).filter_map(|key| ip_of(key)).collect();
+        let takes_queries = !self.has_stopped;
+        Ok(Observed {
+            table: is_there.then_some(TableSeen { asked, takes_queries }),
+            addresses: claims.observe()?,
+        })
+    }
+
+    /// Does the steps: addresses first, then the table's in one batch.
+    ///
+    /// # Errors
+    /// As the kernel says; the batch is done whole or not at all.
+    pub fn apply(&mut self, steps: &[Step], claims: &mut Claims) -> Result<(), NetlinkError> {
+        for step in steps {
+            if let Step::AddAddress(ip) = step {
+                claims.add(*ip)?;
+            }
+        }
+        match self.netfilter.apply(&self.batch(steps)) {
+            Err(error) if error.is_unsupported() && self.shape.is_owned => {
+                self.shape.is_owned = false;
+                self.netfilter.apply(&self.batch(steps))?;
+                tracing::warn!(
+                    "this kernel has no owner tables (before 5.12): when nodens dies its table stays, but takes \
+                     nothing after {:?}; the next start removes it",
+                    table::ALIVE_FOR
+                );
+            }
+            other => other?,
+        }
+        for step in steps {
+            match step {
+                Step::StopTaking => self.has_stopped = true,
+                Step::MakeTable(_) => self.has_stopped = false,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps about the table as one batch.
+    fn batch(&self, steps: &[Step]) -> Batch {
+        let (mut batch, shape) = (Batch::default(), &self.shape);
+        for step in steps {
+            match step {
+                Step::AddAddress(_) => {}
+                Step::MakeTable(pairs) => table::make(&mut batch, shape, pairs),
+                Step::Claim(pair) => table::claim(&mut batch, &shape.table, *pair),
+                Step::Release(asked) => table::release(&mut batch, &shape.table, *asked),
+                Step::StopTaking => table::stop_taking(&mut batch, &shape.table),
+                Step::RemoveTable => {
+                    batch.delete_table(&shape.table);
+                }
+            }
+        }
+        batch
+    }
+
+    /// The table's counters.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn counts(&mut self) -> Result<Counts, NetlinkError> {
+        let mut read = |name| {
+            let count = self.netfilter.counter(&self.shape.table, name)?;
+            Ok::<_, NetlinkError>(count.unwrap_or_default().packets)
+        };
+        Ok(Counts {
+            rewritten: read(table::REWRITTEN)?,
+            arrived: read(table::ARRIVED)?,
+            answered: read(table::ANSWERED)?,
+            left: read(table::LEFT)?,
+        })
+    }
+}
+
+/// Removes tables of ours that neither an owner nor a heartbeat keeps: kernels without owner tables
+/// leave them behind.
+///
+/// # Errors
+/// As the kernel says.
+pub fn remove_leftovers(netfilter: &mut Netfilter) -> Result<(), NetlinkError> {
+    for seen in netfilter.tables()? {
+        let name = &seen.table.name;
+        let is_ours = seen.table.family == Family::Inet && name.starts_with(PREFIX);
+        if !is_ours || name == below::NAME || seen.owner.is_some() {
+            continue;
+        }
+        let alive: BTreeSet<_> = netfilter.keys(&seen.table, ALIVE)?.into_iter().collect();
+        if alive.is_empty() {
+            let mut batch = Batch::default();
+            batch.delete_table(&seen.table);
+            netfilter.apply(&batch)?;
+            tracing::info!(table = %seen.table, "removed what a dead instance left");
+        }
+    }
+    Ok(())
+}
+
+/// An address of 4 or 16 bytes in network order.
+fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}

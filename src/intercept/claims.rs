@@ -1,0 +1,276 @@
+//! Private addresses: one for each asked one, ours alone while we live.
+//!
+//! An address is claimed by a socket that nobody else can bind ([`Hold`]), then given to the link.
+//! What a dead instance left has no holder, and is collected here.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::InterceptError;
+use super::plan::Pair;
+use super::socket::Hold;
+use crate::config::intercept::{Intercept, NODE_ADDRESS};
+use crate::config::{Listen, Network};
+use crate::netlink::addresses::{Addresses, LinkAddress};
+use crate::netlink::netfilter::NetlinkError;
+
+/// The link that carries private addresses, where the kernel has dummy links.
+pub const LINK: &str = "nodens";
+
+/// Addresses of one network that are tried at most.
+const TRIES: u128 = 4096;
+
+/// The private addresses of this instance.
+pub struct Claims {
+    addresses: Addresses,
+    link: u32,
+    pairs: BTreeSet<Pair>,
+    _holds: Vec<Hold>,
+}
+
+impl Claims {
+    /// Claims a private address for each asked one, and collects what dead instances left.
+    ///
+    /// # Errors
+    /// `NotPermitted` without CAP_NET_ADMIN or CAP_NET_BIND_SERVICE, `NoPrivate` when all are taken.
+    pub fn take(config: &Intercept) -> Result<Self, InterceptError> {
+        let mut addresses = Addresses::open()?;
+        let (link, is_ours) = link_for(&mut addresses)?;
+        let present = addresses.list()?;
+        if is_ours {
+            collect(&mut addresses, link, &present, &config.private)?;
+        }
+        warn_of_owners(&mut addresses, &present, &config.addresses)?;
+        let elsewhere = present.iter().filter(|address| address.link != link).map(|a| a.ip);
+        let mut taken: BTreeSet<IpAddr> = elsewhere.chain(config.addresses.clone()).collect();
+        taken.insert(NODE_ADDRESS.into());
+        let (mut pairs, mut holds) = (BTreeSet::new(), Vec::new());
+        for asked in &config.addresses {
+            let candidates = config.private.iter().flat_map(addresses_of);
+            let same_family = candidates.filter(|ip| ip.is_ipv4() == asked.is_ipv4());
+            let (private, hold) = first_free(same_family, &taken)?
+                .ok_or(InterceptError::NoPrivate { asked: *asked })?;
+            taken.insert(private);
+            pairs.insert(Pair { asked: *asked, private });
+            holds.push(hold);
+        }
+        let mut claims = Self { addresses, link, pairs, _holds: holds };
+        for pair in claims.pairs.clone() {
+            claims.add(pair.private)?;
+        }
+        Ok(claims)
+    }
+
+    /// Asked and private addresses.
+    pub fn pairs(&self) -> &BTreeSet<Pair> {
+        &self.pairs
+    }
+
+    /// What the front ends bind.
+    pub fn listens(&self) -> Vec<Listen> {
+        let listen = |pair: &Pair| Listen {
+            address: SocketAddr::new(pair.private, 53),
+            device: None,
+            required: true,
+        };
+        self.pairs.iter().map(listen).collect()
+    }
+
+    /// Which addresses our link has.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn observe(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        let ours = self.addresses.list()?.into_iter().filter(|address| address.link == self.link);
+        Ok(ours.map(|address| address.ip).collect())
+    }
+
+    /// Gives the link an address; a link that somebody removed is made again.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add(&mut self, ip: IpAddr) -> Result<(), NetlinkError> {
+        if let Some(link) = self.addresses.ensure_dummy(LINK).ok().flatten() {
+            self.link = link;
+        }
+        match self.addresses.add(LinkAddress { link: self.link, ip }) {
+            Err(error) if !error.is_there_already() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes our addresses, and the link when nobody else has one on it.
+    pub fn leave(mut self) {
+        for pair in self.pairs.clone() {
+            if let Err(error) =
+                self.addresses.remove(LinkAddress { link: self.link, ip: pair.private })
+            {
+                tracing::debug!(%error, "private address not removed");
+            }
+        }
+        if let Err(error) = remove_idle_link(&mut self.addresses) {
+            tracing::debug!(%error, "link not removed");
+        }
+    }
+}
+
+/// The link for private addresses, and whether it is ours alone: else it is `lo`.
+fn link_for(addresses: &mut Addresses) -> Result<(u32, bool), InterceptError> {
+    match addresses.ensure_dummy(LINK) {
+        Ok(Some(link)) => return Ok((link, true)),
+        Err(error) if !error.is_unsupported() => return Err(error.into()),
+        _ => {}
+    }
+    let lo = addresses.link("lo")?.ok_or(InterceptError::NoLink)?;
+    tracing::info!("the kernel has no dummy links; private addresses are put on lo");
+    Ok((lo, false))
+}
+
+/// Removes the link when it carries nothing but what the kernel gave it.
+fn remove_idle_link(addresses: &mut Addresses) -> Result<(), NetlinkError> {
+    let Some(link) = addresses.link(LINK)? else { return Ok(()) };
+    let is_given = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let present = addresses.list()?;
+    if present.iter().any(|address| address.link == link && !is_given(address.ip)) {
+        return Ok(());
+    }
+    addresses.remove_link(link)
+}
+
+/// Removes private addresses that nobody holds.
+fn collect(
+    addresses: &mut Addresses,
+    link: u32,
+    present: &[LinkAddress],
+    private: &[Network],
+) -> Result<(), InterceptError> {
+    let on_link = present.iter().filter(|address| address.link == link);
+    for address in on_link.filter(|address| private.iter().any(|net| contains(net, address.ip))) {
+        match Hold::take(address.ip) {
+            Ok(_hold) => {
+                addresses.remove(*address)?;
+                tracing::info!(address = %address.ip, "removed what a dead instance left");
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(hold_error(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Removes every private address that nobody holds, and the link when it is idle.
+///
+/// # Errors
+/// `NotPermitted` without CAP_NET_ADMIN.
+pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
+    let mut addresses = Addresses::open()?;
+    let Some(link) = addresses.link(LINK)? else { return Ok(()) };
+    let present = addresses.list()?;
+    collect(&mut addresses, link, &present, private)?;
+    Ok(remove_idle_link(&mut addresses)?)
+}
+
+/// Says so when a link of this host has an asked address, as node-cache leaves it.
+fn warn_of_owners(
+    addresses: &mut Addresses,
+    present: &[LinkAddress],
+    asked: &[IpAddr],
+) -> Result<(), InterceptError> {
+    for owner in present.iter().filter(|address| asked.contains(&address.ip)) {
+        let link = addresses.name(owner.link)?.unwrap_or_default();
+        tracing::warn!(
+            address = %owner.ip, link,
+            "an intercepted address is on a link of this host, perhaps node-cache's: when nodens ends, \
+             queries to it stay here; mend: stop its owner, then `ip address del {} dev {link}`",
+            owner.ip
+        );
+    }
+    Ok(())
+}
+
+/// The first candidate that nobody holds, with its hold.
+fn first_free(
+    candidates: impl Iterator<Item = IpAddr>,
+    taken: &BTreeSet<IpAddr>,
+) -> Result<Option<(IpAddr, Hold)>, InterceptError> {
+    for ip in candidates.filter(|ip| !taken.contains(ip)) {
+        match Hold::take(ip) {
+            Ok(hold) => return Ok(Some((ip, hold))),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(hold_error(error)),
+        }
+    }
+    Ok(None)
+}
+
+/// Why an address cannot be held.
+fn hold_error(error: std::io::Error) -> InterceptError {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            InterceptError::NotPermitted { capability: "CAP_NET_BIND_SERVICE" }
+        }
+        _ => InterceptError::Socket(error),
+    }
+}
+
+/// The addresses of a network, in order; of IPv6 without the first, which belongs to all routers.
+fn addresses_of(network: &Network) -> impl Iterator<Item = IpAddr> + use<> {
+    let (base, bits) = match network.address {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    };
+    let count = 1u128.checked_shl(bits - u32::from(network.prefix)).unwrap_or(u128::MAX);
+    let skip = u128::from(bits == 128 && count > 1);
+    (skip..count.min(TRIES)).map(move |n| match bits {
+        32 => Ipv4Addr::from_bits(u32::try_from(base + n).unwrap_or(u32::MAX)).into(),
+        _ => Ipv6Addr::from_bits(base + n).into(),
+    })
+}
+
+/// Tells whether the address lies in the network.
+fn contains(network: &Network, ip: IpAddr) -> bool {
+    let (bits, ip, base) = match (ip, network.address) {
+        (IpAddr::V4(ip), IpAddr::V4(net)) => {
+            (32, u128::from(ip.to_bits()), u128::from(net.to_bits()))
+        }
+        (IpAddr::V6(ip), IpAddr::V6(net)) => (128, ip.to_bits(), net.to_bits()),
+        _ => return false,
+    };
+    let shift = bits - u32::from(network.prefix);
+    ip.checked_shr(shift) == base.checked_shr(shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A network of the form `ADDR/PREFIX`.
+    fn network(text: &str) -> Network {
+        let (address, prefix) = text.split_once('/').expect("a prefix");
+        Network {
+            address: address.parse().expect("an address"),
+            prefix: prefix.parse().expect("a number"),
+        }
+    }
+
+    #[test]
+    fn a_networks_addresses_are_inside_and_all_there() {
+        for (text, count, first) in [
+            ("169.254.20.16/28", 16, "169.254.20.16"),
+            ("192.0.2.1/32", 1, "192.0.2.1"),
+            ("2001:db8::/120", 255, "2001:db8::1"),
+            ("2001:db8::5/128", 1, "2001:db8::5"),
+            ("2001:db8::/32", 4095, "2001:db8::1"),
+            ("255.255.255.255/32", 1, "255.255.255.255"),
+        ] {
+            let network = network(text);
+            let all: Vec<_> = addresses_of(&network).collect();
+            assert_eq!((all.len(), all[0].to_string().as_str()), (count, first), "{text}");
+            assert!(all.iter().all(|ip| contains(&network, *ip)), "{text}");
+        }
+        assert!(!contains(&network("169.254.20.16/28"), [169, 254, 20, 32].into()));
+        assert!(!contains(&network("169.254.20.16/28"), [169, 254, 20, 15].into()));
+        assert!(contains(&network("::/0"), Ipv6Addr::LOCALHOST.into()));
+        assert!(!contains(&network("0.0.0.0/0"), Ipv6Addr::LOCALHOST.into()));
+    }
+}

@@ -1,0 +1,235 @@
+//! Brings queries for other addresses to us, and lets go of them when we die.
+//!
+//! [`claims`] takes private addresses, [`table`] is the owner table that rewrites asked addresses to
+//! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
+//! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
+//! without us. It refuses to answer queries (that is `serve`), and to know which addresses are right.
+
+pub mod apply;
+pub mod below;
+pub mod claims;
+pub mod firewall;
+pub mod heartbeat;
+pub mod plan;
+mod socket;
+pub mod table;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use self::apply::Ruler;
+use self::claims::Claims;
+use self::firewall::Watch;
+use self::heartbeat::Heartbeat;
+use self::plan::{Desired, Reach, plan};
+use self::socket::Drum;
+use crate::config;
+use crate::metrics::InterceptMetrics;
+use crate::netlink::netfilter::{Netfilter, NetlinkError};
+use crate::pulse::Pulses;
+
+/// How much longer a TCP flow is remembered than it may idle.
+const FLOW_SLACK: Duration = Duration::from_secs(30);
+
+/// Why queries cannot be intercepted.
+#[derive(Debug, Error)]
+pub enum InterceptError {
+    #[error(
+        "takeover needs the capability {capability}: give it to the process (as root, or `setcap \
+         cap_net_admin,cap_net_bind_service+ep` the program), or set intercept.mode = \"none\", which works \
+         without and answers on the addresses of `listen` only"
+    )]
+    NotPermitted { capability: &'static str },
+    #[error("no private address is left for {asked}; write a larger network in intercept.private")]
+    NoPrivate { asked: IpAddr },
+    #[error("this host has neither dummy links nor a link `lo`")]
+    NoLink,
+    #[error("cannot make a socket for the intercept: {0}")]
+    Socket(io::Error),
+    #[error("cannot intercept: {0}")]
+    Netlink(NetlinkError),
+}
+
+impl From<NetlinkError> for InterceptError {
+    fn from(error: NetlinkError) -> Self {
+        match error {
+            error if error.is_permission() => Self::NotPermitted { capability: "CAP_NET_ADMIN" },
+            error => Self::Netlink(error),
+        }
+    }
+}
+
+impl From<io::Error> for InterceptError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted { capability: "CAP_NET_ADMIN" },
+            _ => Self::Socket(error),
+        }
+    }
+}
+
+/// What an intercept is started with, besides its claims.
+pub struct Start {
+    /// SO_MARK of upstream sockets.
+    pub upstream_mark: u32,
+    /// How long a TCP connection may idle.
+    pub tcp_idle: Duration,
+    pub pulses: Arc<Pulses>,
+    pub metrics: InterceptMetrics,
+}
+
+/// A running intercept. Its end, however it comes, lets queries take the ordinary path.
+pub struct Intercept {
+    claims: Claims,
+    ruler: Ruler,
+    desired: Desired,
+    heartbeat: Heartbeat,
+    queries: Watch,
+    responses: Watch,
+    metrics: InterceptMetrics,
+    /// The last mend failed; said once.
+    is_failing: bool,
+}
+
+impl Intercept {
+    /// Makes the net below and the owner table, and begins to claim. The private addresses must be
+    /// served by now.
+    ///
+    /// # Errors
+    /// [`InterceptError`]
+    pub fn start(
+        claims: Claims,
+        config: &config::Intercept,
+        start: Start,
+    ) -> Result<Self, InterceptError> {
+        let mut netfilter = Netfilter::open()?;
+        apply::remove_leftovers(&mut netfilter)?;
+        below::put(&mut netfilter, &config.fallback)?;
+        let drum = Drum::new(table::BEAT_MARK)?;
+        let desired = Desired { pairs: claims.pairs().clone(), reach: Reach::Everything };
+        let flow_timeout = start.tcp_idle + FLOW_SLACK;
+        let mut ruler = Ruler::new(netfilter, (start.upstream_mark, drum.port()), flow_timeout);
+        let mut claims = claims;
+        let observed = ruler.observe(&mut claims)?;
+        ruler.apply(&plan(&desired, &observed), &mut claims)?;
+        start.metrics.owned.set(i64::from(ruler.is_owned()));
+        let heartbeat = Heartbeat::start(drum, start.pulses, start.metrics.clone())?;
+        Ok(Self {
+            claims,
+            ruler,
+            desired,
+            heartbeat,
+            queries: Watch::default(),
+            responses: Watch::default(),
+            metrics: start.metrics,
+            is_failing: false,
+        })
+    }
+
+    /// Looks after the table and the addresses; call it every second or more often.
+    pub fn look(&mut self, now: Instant) {
+        match self.mend(now) {
+            Ok(()) => self.is_failing = false,
+            Err(error) if !std::mem::replace(&mut self.is_failing, true) => {
+                tracing::error!(%error, "the intercept cannot be mended for now");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Brings what is to what shall be, and withdraws when a firewall eats our packets.
+    fn mend(&mut self, now: Instant) -> Result<(), InterceptError> {
+        let observed = self.ruler.observe(&mut self.claims)?;
+        let steps = plan(&self.desired, &observed);
+        if !steps.is_empty() {
+            self.metrics.repairs.inc_by(steps.len() as u64);
+            tracing::warn!(?steps, "putting right what somebody changed");
+            self.ruler.apply(&steps, &mut self.claims)?;
+        }
+        if self.desired.reach != Reach::Everything {
+            return Ok(());
+        }
+        let counts = self.ruler.counts()?;
+        self.metrics.rewritten.set(i64::try_from(counts.rewritten).unwrap_or(i64::MAX));
+        self.metrics.arrived.set(i64::try_from(counts.arrived).unwrap_or(i64::MAX));
+        let queries = self.queries.is_eaten(counts.rewritten, counts.arrived, now);
+        let responses = self.responses.is_eaten(counts.answered, counts.left, now);
+        if queries || responses {
+            self.withdraw(queries)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the table away: with the firewall in between, every query would be lost.
+    fn withdraw(&mut self, eats_queries: bool) -> Result<(), InterceptError> {
+        let (asked, private): (Vec<_>, Vec<_>) =
+            self.desired.pairs.iter().map(|pair| (pair.asked, pair.private)).unzip();
+        if eats_queries {
+            tracing::error!(
+                ?private,
+                "a firewall of this host drops queries to our private addresses: the table is withdrawn until \
+                 nodens is restarted; mend: accept untracked packets to them, e.g. `iptables -I INPUT -m \
+                 conntrack --ctstate UNTRACKED -d PRIVATE -j ACCEPT`"
+            );
+        } else {
+            tracing::error!(
+                ?asked,
+                "a firewall of this host drops our responses: the table is withdrawn until nodens is restarted; \
+                 mend: accept untracked packets from them, e.g. `iptables -I OUTPUT -m conntrack --ctstate \
+                 UNTRACKED -s ASKED -j ACCEPT`"
+            );
+        }
+        self.metrics.withdrawals.inc();
+        self.reach(Reach::Nothing)
+    }
+
+    /// Changes how much is taken.
+    fn reach(&mut self, reach: Reach) -> Result<(), InterceptError> {
+        self.desired.reach = reach;
+        let observed = self.ruler.observe(&mut self.claims)?;
+        Ok(self.ruler.apply(&plan(&self.desired, &observed), &mut self.claims)?)
+    }
+
+    /// Takes no new queries; flows and responses that are ours go on. For the drain.
+    pub fn stop_taking(&mut self) {
+        if self.desired.reach == Reach::Everything
+            && let Err(error) = self.reach(Reach::Owed)
+        {
+            tracing::error!(%error, "queries are still taken while we drain");
+        }
+    }
+
+    /// Leaves: the table first, then the addresses.
+    pub fn leave(mut self) {
+        drop(self.heartbeat);
+        self.desired.reach = Reach::Nothing;
+        let observed = self.ruler.observe(&mut self.claims);
+        let left = observed.and_then(|observed| {
+            self.ruler.apply(&plan(&self.desired, &observed), &mut self.claims)
+        });
+        if let Err(error) = left {
+            tracing::warn!(%error, "the table was not removed; it ends with this process");
+        }
+        self.claims.leave();
+    }
+
+    /// Tells whether the last heartbeat met no rule.
+    pub fn is_unheard(&self) -> bool {
+        self.heartbeat.is_unheard()
+    }
+}
+
+/// Removes all that we ever leave behind: tables without a living owner, the net below, addresses.
+///
+/// # Errors
+/// `NotPermitted` without CAP_NET_ADMIN.
+pub fn clean_up(private: &[config::Network]) -> Result<(), InterceptError> {
+    let mut netfilter = Netfilter::open()?;
+    apply::remove_leftovers(&mut netfilter)?;
+    below::put(&mut netfilter, &[])?;
+    claims::clean_up(private)
+}

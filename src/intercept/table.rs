@@ -1,0 +1,316 @@
+//! The owner table: stateless rewriting of asked addresses to private ones and back.
+//!
+//! Chains at raw priority, before conntrack: what they rewrite has no entry and no translation. A
+//! packet that no map knows leaves each rule without a side effect. Queries are taken only while the
+//! set `alive` holds their protocol, which the heartbeat's datagrams renew; of TCP only flows whose
+//! SYN we saw are ours, so that neither another instance's flows nor those begun while we had fallen
+//! open are torn.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::plan::Pair;
+use crate::netlink::expr::{
+    Checksum, Expr, Field, Meta, Op, REG_1, REG_2, Register, Verdict, field_is, meta_is, register,
+};
+use crate::netlink::nft::{Batch, ChainKind, DataType, Element, Hook, OWNER, Place, Set, Table};
+
+/// The chain that takes new queries; the drain empties it.
+pub const QUERIES: &str = "queries";
+
+/// The set of protocols that are taken: the dead-man switch.
+pub const ALIVE: &str = "alive";
+
+/// Maps from asked to private addresses.
+pub const TO4: &str = "to4";
+pub const TO6: &str = "to6";
+
+/// UDP queries rewritten, and those of them that passed every firewall on their way in.
+pub const REWRITTEN: &str = "rewritten";
+pub const ARRIVED: &str = "arrived";
+
+/// UDP responses rewritten, and those of them that passed every firewall on their way out.
+pub const ANSWERED: &str = "answered";
+pub const LEFT: &str = "left";
+
+/// How long the switch stays on after a beat.
+pub const ALIVE_FOR: Duration = Duration::from_secs(1);
+
+/// The mark of beats. Shared by all instances; the port tells them apart.
+pub const BEAT_MARK: u32 = 0x306f;
+
+/// TCP flows that are remembered; more take the ordinary path.
+const FLOWS: u32 = 1 << 16;
+
+/// The heartbeat's place, before raw: nothing else may drop or count it.
+const BEAT_PRIORITY: i32 = -301;
+
+/// Before conntrack.
+const RAW: i32 = -300;
+
+/// Behind every firewall.
+const LAST: i32 = 10_000;
+
+/// The IP families in nftables' numbers, each with what differs.
+const FAMILIES: [Version; 2] = [
+    Version {
+        number: 2,
+        to: TO4,
+        from: "from4",
+        mine: "mine4",
+        source: Field::IP_SOURCE,
+        destination: Field::IP_DESTINATION,
+        checksum: Checksum::Ipv4,
+        address: DataType::Ipv4,
+        flow: DataType::Ipv4Port,
+        port_register: register(1),
+    },
+    Version {
+        number: 10,
+        to: TO6,
+        from: "from6",
+        mine: "mine6",
+        source: Field::IP6_SOURCE,
+        destination: Field::IP6_DESTINATION,
+        checksum: Checksum::Ipv6,
+        address: DataType::Ipv6,
+        flow: DataType::Ipv6Port,
+        port_register: REG_2,
+    },
+];
+
+/// The protocols of DNS.
+const UDP: u8 = 17;
+const TCP: u8 = 6;
+
+/// What differs between IPv4 and IPv6.
+struct Version {
+    number: u8,
+    to: &'static str,
+    from: &'static str,
+    mine: &'static str,
+    source: Field,
+    destination: Field,
+    checksum: Checksum,
+    address: DataType,
+    flow: DataType,
+    /// Where a flow's port stands behind its address.
+    port_register: Register,
+}
+
+/// What a table is made with.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub table: Table,
+    /// The kernel ties tables to their owners (since 5.12).
+    pub is_owned: bool,
+    /// SO_MARK of upstream sockets, which pass first; 0 is none.
+    pub upstream_mark: u32,
+    /// The port of our own beats.
+    pub beat_port: u16,
+    /// How long a TCP flow is remembered after its last packet.
+    pub flow_timeout: Duration,
+}
+
+/// Writes the whole table.
+pub fn make(batch: &mut Batch, shape: &Shape, pairs: &BTreeSet<Pair>) {
+    let table = &shape.table;
+    batch.add_table(table, if shape.is_owned { OWNER } else { 0 });
+    for counter in [REWRITTEN, ARRIVED, ANSWERED, LEFT] {
+        batch.add_counter(table, counter);
+    }
+    batch.add_set(table, &Set::dynamic(ALIVE, DataType::Protocol, ALIVE_FOR, 16));
+    for version in &FAMILIES {
+        batch.add_set(table, &Set::map(version.to, version.address, version.address));
+        batch.add_set(table, &Set::map(version.from, version.address, version.address));
+        let mine = Set::dynamic(version.mine, version.flow, shape.flow_timeout, FLOWS);
+        batch.add_set(table, &mine);
+    }
+    for pair in pairs {
+        claim(batch, table, *pair);
+    }
+    for chain in [QUERIES, "flows", "redirect"] {
+        batch.add_chain(table, chain, None);
+    }
+    let kinds = (ChainKind::Filter, ChainKind::Route);
+    for (chain, kind, hook, priority) in [
+        ("beat", kinds.0, Hook::Output, BEAT_PRIORITY),
+        ("pre", kinds.0, Hook::Prerouting, RAW),
+        ("out", kinds.1, Hook::Output, RAW),
+        ("in", kinds.0, Hook::Input, LAST),
+        ("post", kinds.0, Hook::Postrouting, LAST),
+    ] {
+        batch.add_chain(table, chain, Some(Place { kind, hook, priority }));
+    }
+    add_rules(batch, shape);
+}
+
+/// Adds an asked address to the maps.
+pub fn claim(batch: &mut Batch, table: &Table, pair: Pair) {
+    let version = version_of(pair.asked);
+    let (asked, private) = (octets(pair.asked), octets(pair.private));
+    batch.add_elements(table, version.from, &[Element::pair(private.clone(), asked.clone())]);
+    batch.add_elements(table, version.to, &[Element::pair(asked, private)]);
+}
+
+/// Takes an asked address out of the map of queries; responses are still rewritten.
+pub fn release(batch: &mut Batch, table: &Table, asked: IpAddr) {
+    batch.delete_elements(table, version_of(asked).to, &[Element::key(octets(asked))]);
+}
+
+/// Takes no new queries any more.
+pub fn stop_taking(batch: &mut Batch, table: &Table) {
+    batch.flush_chain(table, QUERIES);
+}
+
+/// What differs for the family of `ip`.
+fn version_of(ip: IpAddr) -> &'static Version {
+    let [v4, v6] = &FAMILIES;
+    if ip.is_ipv4() { v4 } else { v6 }
+}
+
+/// An address in network order.
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// Writes every rule.
+fn add_rules(batch: &mut Batch, shape: &Shape) {
+    let table = &shape.table;
+    batch.add_rule(table, "beat", &beat(shape.beat_port));
+    if shape.upstream_mark != 0 {
+        let mark = meta_is(Meta::Mark, &shape.upstream_mark.to_ne_bytes());
+        batch.add_rule(table, "out", &[&mark[..], &[Expr::Verdict(Verdict::Accept)]].concat());
+    }
+    for version in &FAMILIES {
+        batch.add_rule(table, QUERIES, &version.take_udp());
+        batch.add_rule(table, QUERIES, &version.remember_syn());
+        batch.add_rule(table, "flows", &version.take_flow());
+        batch.add_rule(table, "out", &version.answer(UDP));
+        batch.add_rule(table, "out", &version.answer(TCP));
+        batch.add_rule(table, "in", &version.count(Field::DESTINATION_PORT));
+        batch.add_rule(table, "post", &version.count(Field::SOURCE_PORT));
+    }
+    for chain in [QUERIES, "flows"] {
+        batch.add_rule(table, "redirect", &[jump(chain)]);
+    }
+    let is_alive = [
+        Expr::Meta { key: Meta::Protocol, into: REG_1 },
+        Expr::Lookup { set: ALIVE.to_owned(), key: REG_1, into: None },
+        jump("redirect"),
+    ];
+    batch.add_rule(table, "pre", &is_alive).add_rule(table, "out", &is_alive);
+}
+
+/// Goes on in another chain.
+fn jump(chain: &str) -> Expr {
+    Expr::Verdict(Verdict::Jump(chain.to_owned()))
+}
+
+/// Renews the switch for both protocols, and drops the datagram: the sender's EPERM is the proof.
+fn beat(port: u16) -> Vec<Expr> {
+    let renew = |protocol| {
+        let set = ALIVE.to_owned();
+        let value = vec![protocol];
+        [Expr::Immediate { into: REG_1, value }, Expr::Update { set, key: REG_1 }]
+    };
+    let to_us = field_is(Field::DESTINATION_PORT, &port.to_be_bytes());
+    let mut rule = meta_is(Meta::Mark, &BEAT_MARK.to_ne_bytes()).to_vec();
+    rule.extend(meta_is(Meta::Protocol, &[UDP]));
+    rule.extend(to_us.into_iter().chain(renew(UDP)).chain(renew(TCP)));
+    rule.extend([Expr::Counter, Expr::Verdict(Verdict::Drop)]);
+    rule
+}
+
+impl Version {
+    /// Packets of this family and protocol whose port is 53.
+    fn dns(&self, protocol: u8, port: Field) -> Vec<Expr> {
+        let mut rule = meta_is(Meta::Family, &[self.number]).to_vec();
+        rule.extend(meta_is(Meta::Protocol, &[protocol]));
+        rule.extend(field_is(port, &53u16.to_be_bytes()));
+        rule
+    }
+
+    /// The address in `field`, looked up in a map, into `into`; ends the rule where it is unknown.
+    fn look_up(&self, field: Field, map: &str, into: Register) -> [Expr; 2] {
+        let set = map.to_owned();
+        [Expr::Load { field, into: REG_1 }, Expr::Lookup { set, key: REG_1, into: Some(into) }]
+    }
+
+    /// Writes the first register over the address in `field`; conntrack never sees the packet.
+    fn rewrite(&self, field: Field) -> [Expr; 3] {
+        let write = Expr::Write { field, from: REG_1, checksum: self.checksum };
+        [write, Expr::Notrack, Expr::Verdict(Verdict::Accept)]
+    }
+
+    /// The flow's key, source address and port, in the first registers.
+    fn flow_key(&self) -> [Expr; 2] {
+        let port = Expr::Load { field: Field::SOURCE_PORT, into: self.port_register };
+        [Expr::Load { field: self.source, into: REG_1 }, port]
+    }
+
+    /// Queries by UDP.
+    fn take_udp(&self) -> Vec<Expr> {
+        let mut rule = self.dns(UDP, Field::DESTINATION_PORT);
+        rule.extend(self.look_up(self.destination, self.to, REG_1));
+        // Behind the lookup: a host process' query passes here twice, and is known only once.
+        rule.push(Expr::NamedCounter(REWRITTEN.to_owned()));
+        rule.extend(self.rewrite(self.destination));
+        rule
+    }
+
+    /// Remembers a flow by its SYN, when it goes to an asked address.
+    fn remember_syn(&self) -> Vec<Expr> {
+        let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
+        rule.extend([
+            Expr::Load { field: Field::TCP_FLAGS, into: REG_1 },
+            // FIN, SYN, RST and ACK: only the SYN may be set.
+            Expr::Mask { from: REG_1, into: REG_1, mask: vec![0x17] },
+            Expr::Compare { register: REG_1, op: Op::Equal, value: vec![0x02] },
+        ]);
+        rule.extend(self.look_up(self.destination, self.to, REG_1));
+        rule.extend(self.flow_key());
+        rule.push(Expr::Update { set: self.mine.to_owned(), key: REG_1 });
+        rule
+    }
+
+    /// Packets of remembered flows, which are remembered anew.
+    fn take_flow(&self) -> Vec<Expr> {
+        let mine = || self.mine.to_owned();
+        let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
+        rule.extend(self.flow_key());
+        rule.push(Expr::Lookup { set: mine(), key: REG_1, into: None });
+        rule.push(Expr::Update { set: mine(), key: REG_1 });
+        rule.extend(self.look_up(self.destination, self.to, REG_1));
+        rule.extend(self.rewrite(self.destination));
+        rule
+    }
+
+    /// Responses: from the private address, as if from the asked one. Also while we are fallen open.
+    fn answer(&self, protocol: u8) -> Vec<Expr> {
+        let mut rule = self.dns(protocol, Field::SOURCE_PORT);
+        rule.extend(self.look_up(self.source, self.from, REG_1));
+        if protocol == UDP {
+            rule.push(Expr::NamedCounter(ANSWERED.to_owned()));
+        }
+        rule.extend(self.rewrite(self.source));
+        rule
+    }
+
+    /// Counts what has passed the firewalls: queries by their destination port, responses by their source port.
+    fn count(&self, port: Field) -> Vec<Expr> {
+        let (field, map, counter) = if port == Field::DESTINATION_PORT {
+            (self.destination, self.from, ARRIVED)
+        } else {
+            (self.source, self.to, LEFT)
+        };
+        let mut rule = self.dns(UDP, port);
+        rule.extend(self.look_up(field, map, REG_1));
+        rule.push(Expr::NamedCounter(counter.to_owned()));
+        rule
+    }
+}

@@ -1,0 +1,179 @@
+//! A dummy link and the addresses of links, for whoever needs an address of its own on this host.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::attr::{Attributes, find, read_text};
+use super::channel::{ACK, Channel, DUMP, NetlinkError};
+
+/// Message types of rtnetlink.
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const GET_ADDRESS: u16 = 22;
+
+/// Makes the object, and refuses where it exists.
+const CREATE: u16 = 0x600;
+
+/// Bytes of a link message's own head, and of an address message's.
+const LINK_HEAD: usize = 16;
+const ADDRESS_HEAD: usize = 8;
+
+/// Up (IFF_UP).
+const UP: u32 = 1;
+
+/// Nobody is asked whether he has the address already (IFA_F_NODAD).
+const NO_DETECTION: u8 = 2;
+
+/// Scope of an address that concerns this host only (RT_SCOPE_HOST), and of the others.
+const HOST_SCOPE: u8 = 254;
+const UNIVERSE: u8 = 0;
+
+/// An address with the link that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    /// The link's number.
+    pub link: u32,
+    pub ip: IpAddr,
+}
+
+/// A socket to rtnetlink of the calling thread's network namespace.
+pub struct Addresses(Channel);
+
+impl Addresses {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`]
+    pub fn open() -> Result<Self, NetlinkError> {
+        Channel::open(NETLINK_ROUTE).map(Self)
+    }
+
+    /// The number of a link; `None` where there is none of this name.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] of any other kind.
+    pub fn link(&mut self, name: &str) -> Result<Option<u32>, NetlinkError> {
+        let what = format!("look for the link {name}");
+        let body = link_body((0, 0), |list| {
+            list.put_text(3, name);
+        });
+        match self.0.ask((GET_LINK, 0), &body, &what) {
+            Ok(answers) => Ok(answers.iter().find_map(|answer| {
+                let index = answer.payload.get(4..8).filter(|_| answer.kind == NEW_LINK)?;
+                Some(u32::from_ne_bytes(index.try_into().ok()?))
+            })),
+            Err(NetlinkError::Refused { source, .. })
+                if source.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number of the dummy link `name`, made and brought up where it is not there.
+    ///
+    /// # Errors
+    /// `is_unsupported` where the kernel has no dummy links.
+    pub fn ensure_dummy(&mut self, name: &str) -> Result<Option<u32>, NetlinkError> {
+        if let Some(link) = self.link(name)? {
+            return Ok(Some(link));
+        }
+        let body = link_body((UP, UP), |list| {
+            list.put_text(3, name);
+            list.put_list(18, |info| {
+                info.put_text(1, "dummy");
+            });
+        });
+        match self.0.ask((NEW_LINK, CREATE | ACK), &body, &format!("add the link {name}")) {
+            Err(error) if !error.is_there_already() => Err(error),
+            _ => self.link(name),
+        }
+    }
+
+    /// Removes a link.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_link(&mut self, link: u32) -> Result<(), NetlinkError> {
+        let mut body = vec![0; LINK_HEAD];
+        body[4..8].copy_from_slice(&link.to_ne_bytes());
+        self.0.ask((DEL_LINK, ACK), &body, &format!("remove the link {link}")).map(drop)
+    }
+
+    /// Gives a link an address for this host alone (/32 or /128), usable at once.
+    ///
+    /// # Errors
+    /// `is_there_already` when the link has it.
+    pub fn add(&mut self, address: LinkAddress) -> Result<(), NetlinkError> {
+        let what = format!("add the address {}", address.ip);
+        self.0.ask((NEW_ADDRESS, CREATE | ACK), &address_body(address), &what).map(drop)
+    }
+
+    /// Takes an address from a link.
+    ///
+    /// # Errors
+    /// As the kernel says; `EADDRNOTAVAIL` when the link has it not.
+    pub fn remove(&mut self, address: LinkAddress) -> Result<(), NetlinkError> {
+        let what = format!("remove the address {}", address.ip);
+        self.0.ask((DEL_ADDRESS, ACK), &address_body(address), &what).map(drop)
+    }
+
+    /// Every address of every link, in the kernel's order.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn list(&mut self) -> Result<Vec<LinkAddress>, NetlinkError> {
+        let answers = self.0.ask((GET_ADDRESS, DUMP), &[0; ADDRESS_HEAD], "list addresses")?;
+        let read = |payload: &[u8]| {
+            let link = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
+            let list = payload.get(ADDRESS_HEAD..)?;
+            let ip = find(list, 2).or_else(|| find(list, 1))?;
+            Some(LinkAddress { link, ip: read_ip(ip)? })
+        };
+        let addresses = answers.iter().filter(|answer| answer.kind == NEW_ADDRESS);
+        Ok(addresses.filter_map(|answer| read(&answer.payload)).collect())
+    }
+
+    /// The name of a link; `None` where there is none of this number.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn name(&mut self, link: u32) -> Result<Option<String>, NetlinkError> {
+        let mut body = vec![0; LINK_HEAD];
+        body[4..8].copy_from_slice(&link.to_ne_bytes());
+        let answers = self.0.ask((GET_LINK, 0), &body, "name a link")?;
+        let name = |payload: &[u8]| find(payload.get(LINK_HEAD..)?, 3).map(read_text);
+        Ok(answers.iter().find_map(|answer| name(&answer.payload)))
+    }
+}
+
+/// A link message: flags with the mask of those that change, then attributes.
+fn link_body((flags, change): (u32, u32), fill: impl FnOnce(&mut Attributes)) -> Vec<u8> {
+    let mut list = Attributes::default();
+    fill(&mut list);
+    let head = [[0; 4], [0; 4], flags.to_ne_bytes(), change.to_ne_bytes()];
+    [&head.concat(), list.as_bytes()].concat()
+}
+
+/// An address message.
+fn address_body(address: LinkAddress) -> Vec<u8> {
+    let (family, prefix, scope, bytes) = match address.ip {
+        IpAddr::V4(ip) => (2, 32, HOST_SCOPE, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (10, 128, UNIVERSE, ip.octets().to_vec()),
+    };
+    let mut list = Attributes::default();
+    list.put(2, &bytes).put(1, &bytes);
+    let head = [[family, prefix, NO_DETECTION, scope], address.link.to_ne_bytes()];
+    [&head.concat(), list.as_bytes()].concat()
+}
+
+/// An address of 4 or 16 bytes.
+fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|octets| Ipv4Addr::from(octets).into());
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|octets| Ipv6Addr::from(octets).into())).ok()
+}
