@@ -4,6 +4,7 @@
 
 mod admin;
 mod check_config;
+mod cleanup;
 mod lab;
 mod lookup;
 mod pages;
@@ -20,6 +21,7 @@ use crate::admin::client::ClientError;
 use crate::app::StartError;
 use crate::config::error::Fault;
 use crate::config::{Config, ConfigErrors, Flags, Sources};
+use crate::intercept::InterceptError;
 use crate::lab::LabError;
 use crate::lab::shelter::ShelterError;
 use crate::stub::AskError;
@@ -54,6 +56,7 @@ enum Command {
     Probe(admin::Probe),
     Cache(admin::Cache),
     LogLevel(admin::LogLevel),
+    Cleanup(cleanup::Cleanup),
     Completions(pages::Completions),
     Man(pages::Man),
 }
@@ -90,6 +93,8 @@ enum Failure {
     Admin(#[from] ClientError),
     #[error("the daemon said {status}: {body}")]
     Refused { status: u16, body: String },
+    #[error(transparent)]
+    Intercept(#[from] InterceptError),
     #[error(
         "the key admin.socket is empty, so there is no socket to talk to; name one by --socket"
     )]
@@ -130,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Probe(probe) => probe.run(),
         Command::Cache(cache) => cache.run(),
         Command::LogLevel(level) => level.run(),
+        Command::Cleanup(cleanup) => cleanup.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
     };

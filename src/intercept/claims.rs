@@ -1,6 +1,6 @@
 //! Private addresses: one for each asked one, ours alone while we live.
 //!
-//! An address is claimed by a socket that nobody else can bind ([`Hold`]), then given to the link.
+//! An address is claimed by a socket that nobody else can bind (a hold), then given to the link.
 //! What a dead instance left has no holder, and is collected here.
 
 use std::collections::BTreeSet;
@@ -35,11 +35,9 @@ impl Claims {
     /// `NotPermitted` without CAP_NET_ADMIN or CAP_NET_BIND_SERVICE, `NoPrivate` when all are taken.
     pub fn take(config: &Intercept) -> Result<Self, InterceptError> {
         let mut addresses = Addresses::open()?;
-        let (link, is_ours) = link_for(&mut addresses)?;
+        let link = link_for(&mut addresses)?;
         let present = addresses.list()?;
-        if is_ours {
-            collect(&mut addresses, link, &present, &config.private)?;
-        }
+        collect(&mut addresses, link, &present, &config.private)?;
         warn_of_owners(&mut addresses, &present, &config.addresses)?;
         let elsewhere = present.iter().filter(|address| address.link != link).map(|a| a.ip);
         let mut taken: BTreeSet<IpAddr> = elsewhere.chain(config.addresses.clone()).collect();
@@ -114,16 +112,16 @@ impl Claims {
     }
 }
 
-/// The link for private addresses, and whether it is ours alone: else it is `lo`.
-fn link_for(addresses: &mut Addresses) -> Result<(u32, bool), InterceptError> {
+/// The link for private addresses: a dummy one, or `lo` where the kernel has none.
+fn link_for(addresses: &mut Addresses) -> Result<u32, InterceptError> {
     match addresses.ensure_dummy(LINK) {
-        Ok(Some(link)) => return Ok((link, true)),
+        Ok(Some(link)) => return Ok(link),
         Err(error) if !error.is_unsupported() => return Err(error.into()),
         _ => {}
     }
     let lo = addresses.link("lo")?.ok_or(InterceptError::NoLink)?;
     tracing::info!("the kernel has no dummy links; private addresses are put on lo");
-    Ok((lo, false))
+    Ok(lo)
 }
 
 /// Removes the link when it carries nothing but what the kernel gave it.
@@ -164,9 +162,12 @@ fn collect(
 /// `NotPermitted` without CAP_NET_ADMIN.
 pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
     let mut addresses = Addresses::open()?;
-    let Some(link) = addresses.link(LINK)? else { return Ok(()) };
     let present = addresses.list()?;
-    collect(&mut addresses, link, &present, private)?;
+    for name in [LINK, "lo"] {
+        if let Some(link) = addresses.link(name)? {
+            collect(&mut addresses, link, &present, private)?;
+        }
+    }
     Ok(remove_idle_link(&mut addresses)?)
 }
 

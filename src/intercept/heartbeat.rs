@@ -68,18 +68,10 @@ impl Rhythm {
     }
 }
 
-/// What the thread and its starter share.
-#[derive(Debug, Default)]
-struct Shared {
-    stop: AtomicBool,
-    /// The last beat met no rule: the table is not there.
-    unheard: AtomicBool,
-}
-
 /// The running thread; dropping it ends the beats, and with them the claim.
 #[derive(Debug)]
 pub struct Heartbeat {
-    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -89,29 +81,24 @@ impl Heartbeat {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(drum: Drum, pulses: Arc<Pulses>, metrics: InterceptMetrics) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let stop = Arc::new(AtomicBool::new(false));
         let beater = Beater {
             drum,
             pulses,
             metrics,
-            shared: Arc::clone(&shared),
+            stop: Arc::clone(&stop),
             rounds: Rounds::default(),
             rhythm: Rhythm::default(),
         };
         let run = move || beater.run();
         let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(run)?;
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// Tells whether the last beat met no rule.
-    pub fn is_unheard(&self) -> bool {
-        self.shared.unheard.load(Ordering::Relaxed)
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // A panic there has ended the beats too.
@@ -125,7 +112,7 @@ struct Beater {
     drum: Drum,
     pulses: Arc<Pulses>,
     metrics: InterceptMetrics,
-    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
     rounds: Rounds,
     rhythm: Rhythm,
 }
@@ -134,7 +121,7 @@ impl Beater {
     /// Goes round until told to stop.
     fn run(mut self) {
         let mut next = clock::now();
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        while !self.stop.load(Ordering::Relaxed) {
             let is_round = self.rounds.complete(&self.pulses);
             match self.rhythm.turn(is_round, clock::now()) {
                 Turn::Beat => self.beat(),
@@ -165,7 +152,6 @@ impl Beater {
                 return;
             }
         };
-        self.shared.unheard.store(!is_heard, Ordering::Relaxed);
         self.metrics.claiming.set(i64::from(is_heard));
         if is_heard {
             self.metrics.beats.inc();

@@ -216,11 +216,6 @@ impl Intercept {
         }
         self.claims.leave();
     }
-
-    /// Tells whether the last heartbeat met no rule.
-    pub fn is_unheard(&self) -> bool {
-        self.heartbeat.is_unheard()
-    }
 }
 
 /// Removes all that we ever leave behind: tables without a living owner, the net below, addresses.

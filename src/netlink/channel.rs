@@ -13,9 +13,13 @@ use super::attr::{find, read_text};
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// Flags of a message.
+/// Flag of every message that asks for something.
 pub(super) const REQUEST: u16 = 0x01;
+
+/// Flag: success is told too.
 pub(super) const ACK: u16 = 0x04;
+
+/// Flag: all objects are asked for.
 pub(super) const DUMP: u16 = 0x300;
 
 /// The error message carries only the head of what was refused.

@@ -21,4 +21,5 @@ mod pressure;
 mod reload;
 mod startup;
 mod stubs;
+mod takeover;
 mod upstreams;

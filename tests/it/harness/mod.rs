@@ -11,6 +11,7 @@ pub mod knot;
 pub mod load;
 pub mod message;
 pub mod namespace;
+pub mod node;
 pub mod place;
 pub mod process;
 pub mod sink;
