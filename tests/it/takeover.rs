@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::harness::node::{self, ASKED, Node, POD, entries_of, nft, say, server, sh, tables};
+use crate::harness::node::{ASKED, Node, POD, entries_of, nft, say, server, sh, tables};
 use crate::harness::process::Process;
 use crate::harness::{
     Daemon, Place, Setup, Sink, Tcp, ask, namespace, needs, qtype, sink, until, wire,
