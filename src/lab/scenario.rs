@@ -1,7 +1,7 @@
 //! What pods do: each scenario is a schedule of queries, and what came of it.
 //!
-//! Queries leave when they should, whatever has become of those before (open loop). [`super::race`]
-//! fires in one microsecond, [`super::steady`] at a rate while things happen to the cluster.
+//! Queries leave when they should, whatever has become of those before (open loop). `race`
+//! fires in one microsecond, `steady` at a rate while things happen to the cluster.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
