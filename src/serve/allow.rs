@@ -43,6 +43,10 @@ impl AllowList {
 
     /// Adds one network.
     fn push(&mut self, address: IpAddr, prefix: u8) {
+        let (address, prefix) = match address.to_canonical() {
+            v4 @ IpAddr::V4(_) if address.is_ipv6() && prefix >= 96 => (v4, prefix - 96),
+            _ => (address, prefix),
+        };
         match address {
             IpAddr::V4(v4) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
@@ -107,6 +111,9 @@ mod tests {
     fn a_written_list_replaces_the_default() {
         let all = Network { address: "0.0.0.0".parse().expect("address"), prefix: 0 };
         let host = Network { address: "2001:db8::1".parse().expect("address"), prefix: 128 };
+        let mapped = Network { address: "::ffff:10.0.0.0".parse().expect("address"), prefix: 104 };
+        let tens = AllowList::new(Some(&[mapped]), &[]);
+        assert!(contains(&tens, "10.9.9.9") && !contains(&tens, "11.0.0.1"));
         let list = AllowList::new(Some(&[all, host]), &[]);
         assert!(contains(&list, "203.0.113.9") && contains(&list, "2001:db8::1"));
         assert!(!contains(&list, "::1") && !contains(&list, "2001:db8::2"));

@@ -154,17 +154,24 @@ impl RequestHandler for Handler {
                 started
             }
         };
-        let arrival = arrival_of(request.src(), carrier);
+        self.account(&facts, request.as_slice(), (request.src(), carrier), started);
+        info
+    }
+}
+
+impl Handler {
+    /// Counts and logs what was answered to the message `wire`.
+    fn account(&self, facts: &Facts, wire: &[u8], from: (SocketAddr, Carrier), started: Instant) {
+        let (source, carrier) = from;
         let duration = clock::now().saturating_duration_since(started);
-        let answered = facts.answered(arrival, duration);
+        let answered = facts.answered(arrival_of(source, carrier), duration);
         self.tally.record(&answered);
         let log = self.front.policy.load().query_log;
         if log.is_on()
-            && let Ok(view) = QueryView::parse(request.as_slice())
+            && let Ok(view) = QueryView::parse(wire)
         {
-            log.log(request.src(), view.qname(), &answered);
+            log.log(source, view.qname(), &answered);
         }
-        info
     }
 }
 
@@ -271,13 +278,19 @@ pub async fn handle(
         reply::header(&header, rcode, &mut out);
         Some(out)
     };
-    let Ok(request) = Request::from_bytes(wire, source, protocol) else {
-        // hickory reads inside records where we only measure them: what it cannot read is malformed.
-        handler.front.metrics.serve.malformed.inc();
-        return refused(Rcode::FORMERR);
-    };
     let reply = WireReply::new(received);
-    let handling = handler.handle_request::<_, TokioTime>(&request, reply.clone());
+    let handling = async {
+        if let Ok(request) = Request::from_bytes(wire.clone(), source, protocol) {
+            handler.handle_request::<_, TokioTime>(&request, reply.clone()).await;
+            return;
+        }
+        // hickory reads inside options and records that mean nothing to us, and may not like them;
+        // a hit never looks there, and a miss shall not answer otherwise.
+        if let Some((response, facts)) = handler.respond(&wire, source, carrier).await {
+            handler.account(&facts, &wire, (source, carrier), received);
+            reply.put(response);
+        }
+    };
     if AssertUnwindSafe(handling).catch_unwind().await.is_err() {
         handler.front.metrics.serve.panics.inc();
         tracing::error!("a panic was caught in the handler");

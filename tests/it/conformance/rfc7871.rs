@@ -32,3 +32,14 @@ fn a_client_subnet_goes_neither_up_nor_down() {
     let opt = seen[0].behind_question();
     assert!(opt.is_empty() || opt.ends_with(&[0, 0]), "an OPT record without options: {opt:02x?}");
 }
+
+#[test]
+fn a_broken_client_subnet_makes_no_difference_between_a_miss_and_a_hit() {
+    let sink = Sink::start(|seen| sink::ordinary(seen).now());
+    let daemon = Setup::towards(sink.address).start();
+    for attempt in ["a miss", "a hit"] {
+        let broken = ask("www.example.org", qtype::A).option(8, &[0, 9, 200, 0, 1]);
+        let answer = wire::udp(daemon.address(), &broken);
+        assert_eq!(answer.data(qtype::A), ["192.0.2.7"], "{attempt}");
+    }
+}
