@@ -60,6 +60,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/serve/system.rs",
             "src/upstream/ports.rs",
             "src/lab/shelter.rs",
+            "src/lab/daemon.rs",
             "src/lab/namespace.rs",
             "src/intercept/socket.rs",
         ],

@@ -31,10 +31,11 @@ fn is_refused(output: &Output) -> bool {
     refused
 }
 
-/// Runs `snat` by bridge and IPv4; `None` where namespaces are refused.
-fn snat(seed: u32) -> Option<serde_json::Value> {
+/// Runs one scenario by bridge and IPv4; its rows without and with nodens. `None` where namespaces
+/// are refused.
+fn rows(scenario: &str, seed: u32) -> Option<[serde_json::Value; 2]> {
     let seed = seed.to_string();
-    let arguments = ["--scenario", "snat", "--topology", "bridge", "--family", "ipv4"];
+    let arguments = ["--scenario", scenario, "--topology", "bridge", "--family", "ipv4"];
     let more = ["--rounds", "2000", "--timeout", "1s", "--json", "--seed", &seed];
     let output = lab(&arguments).args(more).output().expect("the executable starts");
     if is_refused(&output) {
@@ -42,16 +43,17 @@ fn snat(seed: u32) -> Option<serde_json::Value> {
     }
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
-    Some(serde_json::from_slice(&output.stdout).expect("JSON"))
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = [0, 1].map(|row| report["rows"][row].clone());
+    assert_eq!((&rows[0]["with_nodens"], &rows[1]["with_nodens"]), (&false.into(), &true.into()));
+    Some(rows)
 }
 
 #[test]
 fn the_same_port_at_the_same_instant_loses_queries_without_nodens_and_none_with_it() {
     let _alone = alone();
     for attempt in 0..4 {
-        let Some(report) = snat(attempt * 2000) else { return };
-        let [without, with] = [0, 1].map(|row| report["rows"][row].clone());
-        assert_eq!((&without["with_nodens"], &with["with_nodens"]), (&false.into(), &true.into()));
+        let Some([without, with]) = rows("snat", attempt * 2000) else { return };
         assert_eq!((&without["queries"], &with["queries"]), (&4000.into(), &4000.into()));
         for counter in ["insert_failed", "drop", "clash_resolve"] {
             assert_eq!(with["conntrack"][counter], 0, "{counter}: {with}");
@@ -67,6 +69,27 @@ fn the_same_port_at_the_same_instant_loses_queries_without_nodens_and_none_with_
         eprintln!("attempt {attempt}: without {without}, with {with}");
     }
     panic!("no loss without nodens, or more than conntrack dropped, in four attempts");
+}
+
+#[test]
+fn a_killed_daemon_loses_what_is_in_flight_and_an_upgrade_nothing() {
+    let _alone = alone();
+    let Some([_, killed]) = rows("kill", 0) else { return };
+    // 1,000 queries a second: the cluster DNS answers what comes 50 ms later, and every second try.
+    assert!(killed["lost"].as_u64().expect("a number") <= 50, "{killed}");
+    assert_eq!((&killed["given_up"], &killed["failed"]), (&0.into(), &0.into()), "{killed}");
+    let ordinary = killed["entries"]["of_pods"].as_u64().expect("a number");
+    assert!((1000..=1400).contains(&ordinary), "two thirds take the ordinary path: {killed}");
+    for attempt in 0..3 {
+        let Some([_, upgraded]) = rows("upgrade", attempt * 2000) else { return };
+        assert_eq!(upgraded["entries"]["of_pods"], 0, "none took the ordinary path: {upgraded}");
+        // A loaded machine may keep a response for a second, which counts as lost.
+        if upgraded["lost"] == 0 {
+            return;
+        }
+        eprintln!("attempt {attempt}: {upgraded}");
+    }
+    panic!("an upgrade lost queries in three attempts");
 }
 
 #[test]

@@ -71,6 +71,12 @@ enum ScenarioName {
     Hdfs,
     /// Search lists with ndots:5, from 200 pods
     Mixed,
+    /// nodens gets SIGKILL under load
+    Kill,
+    /// nodens gets SIGSTOP under load, and SIGCONT later
+    Stop,
+    /// A second nodens starts under load, and the first one gets SIGTERM
+    Upgrade,
 }
 
 /// Names of topologies.
@@ -153,6 +159,9 @@ impl Lab {
             ScenarioName::Spark => Scenario::Spark,
             ScenarioName::Hdfs => Scenario::Hdfs,
             ScenarioName::Mixed => Scenario::Mixed,
+            ScenarioName::Kill => Scenario::Kill,
+            ScenarioName::Stop => Scenario::Stop,
+            ScenarioName::Upgrade => Scenario::Upgrade,
         };
         let family = |name: &FamilyName| match name {
             FamilyName::Ipv4 => Family::V4,

@@ -1,54 +1,113 @@
-//! nodens itself in the lab: this executable, started on the node.
+//! nodens itself in the lab: this executable, started on the node in takeover mode.
 
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::LabError;
 use super::namespace::Namespace;
+use super::net::CLUSTER_DNS;
 use crate::clock;
-use crate::dns::Qtype;
-use crate::dns::name::Name;
-use crate::dns::query::Query;
-use crate::stub::{Ask, Carrier, ask};
 
-/// How long the daemon may take until it answers.
-const START: Duration = Duration::from_secs(10);
+/// How long the daemon may take until it claims queries.
+const START: Duration = Duration::from_secs(15);
+/// Patience with its admin address.
+const ADMIN: Duration = Duration::from_secs(1);
+/// The metric that says that queries are taken.
+const CLAIMING: &str = "\nnodens_intercept_claiming 1";
 
 /// A running daemon; it is killed when this is dropped.
 pub(super) struct Daemon {
     child: Child,
 }
 
+/// What can be done to a daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Signal {
+    Kill,
+    Stop,
+    Continue,
+    Terminate,
+}
+
 impl Daemon {
-    /// Starts the daemon on a node and waits until it answers at the first of `listen`.
+    /// Starts a daemon on a node and waits until it takes what is asked of the cluster DNS address.
+    ///
+    /// `number` tells several on one node apart.
     ///
     /// # Errors
-    /// When it does not start, or does not answer in time.
+    /// When it does not start, or does not claim in time.
     pub(super) fn start(
         node: &Namespace,
-        listen: &[SocketAddr],
+        number: u16,
         upstreams: &[SocketAddr],
     ) -> Result<Self, LabError> {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 9253 + number));
         let mut command = Command::new("/proc/self/exe");
         command.args(["run", "--config", "/dev/null", "--log-level", "warn", "--take-over"]);
-        for (flag, addresses) in [("--listen", listen), ("--upstream", upstreams)] {
-            command.args(addresses.iter().flat_map(|at| [flag.to_owned(), at.to_string()]));
-        }
+        command.args(["--intercept", "takeover", "--admin", &admin.to_string()]);
+        let upstreams = upstreams.iter().map(ToString::to_string);
+        command.args(upstreams.flat_map(|at| ["--upstream".to_owned(), at]));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("NODENS_") {
                 command.env_remove(name);
             }
         }
+        let [v4, v6] = CLUSTER_DNS.both();
+        command.env("NODENS_INTERCEPT__ADDRESSES", format!("{v4},{v6}"));
         // The file system is everybody's: no socket in it.
         command.env("NODENS_ADMIN__SOCKET", "").stdin(Stdio::null()).stdout(Stdio::null());
         // A child begins in the namespace of the thread that starts it.
         let child = node.run(|| command.spawn().map_err(LabError::Daemon))?;
-        let daemon = Self { child };
-        let first = *listen.first().ok_or(LabError::Vanished("the daemon's address"))?;
-        node.run(|| await_answer(first))?;
+        let mut daemon = Self { child };
+        node.run(|| daemon.await_claim(admin))?;
         Ok(daemon)
     }
+
+    /// Reads the metrics until they say that queries are taken.
+    fn await_claim(&mut self, admin: SocketAddr) -> Result<(), LabError> {
+        let deadline = clock::now() + START;
+        while !metrics(admin).is_ok_and(|text| text.contains(CLAIMING)) {
+            if let Some(status) = self.child.try_wait().map_err(LabError::Daemon)? {
+                return Err(LabError::DaemonEnded(status));
+            }
+            if clock::now() > deadline {
+                return Err(LabError::Unclaimed(START));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), LabError> {
+        let number = match signal {
+            Signal::Kill => libc::SIGKILL,
+            Signal::Stop => libc::SIGSTOP,
+            Signal::Continue => libc::SIGCONT,
+            Signal::Terminate => libc::SIGTERM,
+        };
+        let pid = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
+        // SAFETY: the child is ours and not yet waited for, so the pid is its own.
+        match unsafe { libc::kill(pid, number) } {
+            0 => Ok(()),
+            _ => Err(LabError::Daemon(io::Error::last_os_error())),
+        }
+    }
+}
+
+/// The daemon's metrics, by HTTP as it answers a bare request.
+fn metrics(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, ADMIN)?;
+    stream.set_read_timeout(Some(ADMIN))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 impl Drop for Daemon {
@@ -56,21 +115,5 @@ impl Drop for Daemon {
         // One that is gone already cannot be killed again.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Asks until a response comes.
-fn await_answer(server: SocketAddr) -> Result<(), LabError> {
-    let deadline = clock::now() + START;
-    let qname = Name::from_text("web-0.default.svc.cluster.local");
-    let query = Query::new(qname.expect("a name of the lab"), Qtype::A);
-    let question =
-        Ask { server, query, carrier: Carrier::Udp, timeout: Duration::from_millis(200), tries: 1 };
-    loop {
-        match ask(&question) {
-            Ok(_) => return Ok(()),
-            Err(error) if clock::now() > deadline => return Err(error.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
-        }
     }
 }

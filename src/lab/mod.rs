@@ -19,15 +19,17 @@ pub mod topology;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitStatus;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 
 use self::authority::{Authority, Zone};
 use self::conntrack::{Counters, Entries};
-use self::daemon::Daemon;
+use self::daemon::{Daemon, Signal};
 pub use self::net::Family;
-use self::net::{CLUSTER_DNS, DNS, NODE_DNS, Net};
+use self::net::{CLUSTER_DNS, DNS, Net};
 use self::report::{Report, Row, Sum};
 use self::scenario::{Course, NAMES, Scenario};
 use self::steady::Event;
@@ -36,7 +38,6 @@ use crate::clock;
 use crate::dns::Rcode;
 use crate::netlink::links::LinkError;
 use crate::netlink::netfilter::NetlinkError;
-use crate::stub::AskError;
 use crate::stub::pair::Patience;
 
 /// The address of every Spark driver.
@@ -81,8 +82,10 @@ pub enum LabError {
     Vanished(&'static str),
     #[error("nodens does not start on the node: {0}")]
     Daemon(io::Error),
-    #[error("nodens started on the node, but {0}")]
-    Unanswered(#[from] AskError),
+    #[error("nodens ended on the node with {0}")]
+    DaemonEnded(ExitStatus),
+    #[error("nodens on the node does not take queries after {0:?}")]
+    Unclaimed(Duration),
     #[error("a pod cannot send: {0}")]
     Aim(io::Error),
 }
@@ -118,13 +121,12 @@ pub fn keep(topology: Topology, scenario: Scenario) -> Result<(impl Sized, Strin
     for namespace in lab.net.namespaces() {
         text += &format!("{:8} nsenter --net={}\n", namespace.name, namespace.path());
     }
-    text += &format!("pods ask {} and {} (cluster DNS)", CLUSTER_DNS.v4, CLUSTER_DNS.v6);
-    text += &format!(", {} and {} (nodens)\n", NODE_DNS.v4, NODE_DNS.v6);
+    text += &format!("pods ask {} and {}\n", CLUSTER_DNS.v4, CLUSTER_DNS.v6);
     Ok((lab, text))
 }
 
 /// How queries reach nodens.
-const WAY: &str = "at an address of the node, past conntrack by a rule of the lab";
+const WAY: &str = "at the cluster DNS address itself, in takeover mode";
 
 /// A cluster that runs.
 struct Lab {
@@ -132,7 +134,9 @@ struct Lab {
     scenario: Scenario,
     net: Net,
     zone: Zone,
-    daemon: Option<Daemon>,
+    /// The newest last; none in the runs without nodens.
+    daemons: Mutex<Vec<Daemon>>,
+    with_nodens: bool,
     _servers: Vec<Authority>,
 }
 
@@ -147,8 +151,9 @@ impl Lab {
         };
         let servers = net.servers.iter().map(start).collect::<Result<_, _>>()?;
         rules::translate_cluster_dns(net.node(), first_servers(&net))?;
-        let daemon = with_nodens.then(|| startdaemon(&net)).transpose()?;
-        Ok(Self { topology, scenario, net, zone, daemon, _servers: servers })
+        let daemon = with_nodens.then(|| start_daemon(&net, 0)).transpose()?;
+        let daemons = Mutex::new(daemon.into_iter().collect());
+        Ok(Self { topology, scenario, net, zone, daemons, with_nodens, _servers: servers })
     }
 
     /// Lets something happen to the cluster.
@@ -167,8 +172,23 @@ impl Lab {
                 let others = self.net.servers.get(1..).unwrap_or_default();
                 rules::translate_cluster_dns(self.net.node(), others)?;
             }
+            Event::Kill => self.signal(Signal::Kill)?,
+            Event::Stop => self.signal(Signal::Stop)?,
+            Event::Continue => self.signal(Signal::Continue)?,
+            Event::Upgrade if self.with_nodens => {
+                let newer = start_daemon(&self.net, 1)?;
+                self.signal(Signal::Terminate)?;
+                self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(newer);
+            }
+            Event::Upgrade => {}
         }
         Ok(())
+    }
+
+    /// Sends the newest daemon, where there is one, a signal.
+    fn signal(&self, signal: Signal) -> Result<(), LabError> {
+        let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.last().map_or(Ok(()), |daemon| daemon.signal(signal))
     }
 
     /// Runs the scenario in one family, and reads the counters before and after.
@@ -178,11 +198,9 @@ impl Lab {
         options: &Options,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Row, LabError> {
-        let with_nodens = self.daemon.is_some();
-        let asked = if with_nodens { NODE_DNS } else { CLUSTER_DNS };
         let course = Course {
             scenario: self.scenario,
-            server: SocketAddr::new(asked.of(family), DNS),
+            server: SocketAddr::new(CLUSTER_DNS.of(family), DNS),
             rounds: options.rounds,
             interval: Duration::from_secs(1) / options.rate.max(1),
             seed: options.seed,
@@ -191,7 +209,7 @@ impl Lab {
         };
         let node = self.net.node();
         let before = Counters::read(node)?;
-        let side = if with_nodens { "with" } else { "without" };
+        let side = if self.with_nodens { "with" } else { "without" };
         let what = format!("{:?} {:?} {family:?} {side} nodens", self.topology, self.scenario);
         let mut sum = Sum::default();
         scenario::run(&course, &self.net.pods, &|event| self.act(event), |outcome| {
@@ -211,7 +229,7 @@ impl Lab {
             topology: self.topology,
             scenario: self.scenario,
             family,
-            with_nodens,
+            with_nodens: self.with_nodens,
             queries: sum.queries,
             lost: sum.lost,
             given_up: sum.given_up,
@@ -255,13 +273,10 @@ fn first_servers(net: &Net) -> &[net::Host] {
 }
 
 /// Starts nodens on the node, with the cluster DNS servers as its upstreams.
-fn startdaemon(net: &Net) -> Result<Daemon, LabError> {
-    rules::leave_node_dns_untracked(net.node())?;
-    let upstreams: Vec<_> = first_servers(net)
-        .iter()
-        .map(|host| SocketAddr::new(host.addresses.v4.into(), DNS))
-        .collect();
-    Daemon::start(net.node(), &NODE_DNS.sockets(), &upstreams)
+fn start_daemon(net: &Net, number: u16) -> Result<Daemon, LabError> {
+    let upstream = |host: &net::Host| SocketAddr::new(host.addresses.v4.into(), DNS);
+    let upstreams: Vec<_> = first_servers(net).iter().map(upstream).collect();
+    Daemon::start(net.node(), number, &upstreams)
 }
 
 /// The kernel's release.

@@ -56,9 +56,6 @@ impl Dual {
 /// The cluster DNS address, which pods' resolv.conf names: nobody has it, kube-proxy translates it.
 pub(super) const CLUSTER_DNS: Dual =
     Dual::new([10, 96, 0, 10], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa]);
-/// An address of the node's own, where nodens listens when nothing is intercepted.
-pub(super) const NODE_DNS: Dual =
-    Dual::new([10, 96, 0, 53], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x53]);
 /// The node's address towards its pods.
 pub(super) const GATEWAY: Dual = Dual::new([10, 244, 0, 1], [0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1]);
 /// The first addresses of the pod network, /24 and /64.

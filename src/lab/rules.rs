@@ -1,11 +1,10 @@
-//! The node's packet rules: what kube-proxy does for the cluster DNS address, and the way past
-//! conntrack for a daemon that has no owner table.
+//! The node's packet rules: what kube-proxy does for the cluster DNS address.
 
 use std::net::IpAddr;
 
 use super::LabError;
 use super::namespace::Namespace;
-use super::net::{CLUSTER_DNS, DNS, Dual, Family, Host, NODE_DNS, POD_NETWORK};
+use super::net::{CLUSTER_DNS, DNS, Family, Host, POD_NETWORK};
 use crate::netlink::expr::{Expr, Field, Meta, Nat, REG_1, REG_2, Verdict, field_is, meta_is};
 use crate::netlink::netfilter::Netfilter;
 use crate::netlink::nft::{Batch, ChainKind, DataType, Element, Hook, Place, Set, Table};
@@ -109,7 +108,7 @@ fn translation(family: Family, protocol: u8, servers: usize) -> Vec<Expr> {
     let modulus = u32::try_from(servers).unwrap_or(u32::MAX);
     let map = Expr::Lookup { set: family.servers().to_owned(), key: REG_1, into: Some(REG_2) };
     let is_ipv6 = family == Family::V6;
-    let mut rule = asked(family, protocol, CLUSTER_DNS);
+    let mut rule = asked(family, protocol);
     rule.extend([
         Expr::Number { modulus, into: REG_1, is_random: true },
         map,
@@ -131,41 +130,12 @@ fn hiding(family: Family, server: IpAddr) -> Vec<Expr> {
     rule
 }
 
-/// Goes on for queries to one address.
-fn asked(family: Family, protocol: u8, address: Dual) -> Vec<Expr> {
+/// Goes on for queries to the cluster DNS address.
+fn asked(family: Family, protocol: u8) -> Vec<Expr> {
     let fields = family.fields();
     let mut rule = meta_is(Meta::Family, &[fields.nfproto]).to_vec();
     rule.extend(meta_is(Meta::Protocol, &[protocol]));
-    rule.extend(field_is(fields.destination, &octets(address.of(family))));
+    rule.extend(field_is(fields.destination, &octets(CLUSTER_DNS.of(family))));
     rule.extend(field_is(Field::DESTINATION_PORT, &DNS.to_be_bytes()));
     rule
-}
-
-/// Leaves queries to the node's own DNS address, and the responses, to themselves: no conntrack.
-///
-/// # Errors
-/// What the kernel refuses.
-pub(super) fn leave_node_dns_untracked(node: &Namespace) -> Result<(), LabError> {
-    let table = Table::inet("lab-untracked");
-    let mut batch = Batch::default();
-    batch.add_table(&table, 0);
-    for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
-        let place = Place { kind: ChainKind::Filter, hook, priority: -300 };
-        batch.add_chain(&table, chain, Some(place));
-    }
-    for family in Family::ALL {
-        for protocol in PROTOCOLS {
-            let mut query = asked(family, protocol, NODE_DNS);
-            query.push(Expr::Notrack);
-            batch.add_rule(&table, "prerouting", &query);
-            let fields = family.fields();
-            let mut response = meta_is(Meta::Family, &[fields.nfproto]).to_vec();
-            response.extend(meta_is(Meta::Protocol, &[protocol]));
-            response.extend(field_is(fields.source, &octets(NODE_DNS.of(family))));
-            response.extend(field_is(Field::SOURCE_PORT, &DNS.to_be_bytes()));
-            response.push(Expr::Notrack);
-            batch.add_rule(&table, "output", &response);
-        }
-    }
-    node.run(|| Ok(Netfilter::open()?.apply(&batch)?))
 }

@@ -37,19 +37,34 @@ pub enum Scenario {
     Hdfs,
     /// Search lists with ndots:5, from 200 pods.
     Mixed,
+    /// The daemon is killed under load.
+    Kill,
+    /// The daemon is stopped under load, and goes on later.
+    Stop,
+    /// A second daemon starts under load, and the first one leaves.
+    Upgrade,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Pair, Self::Snat, Self::Churn, Self::Spark, Self::Hdfs, Self::Mixed];
+    pub const ALL: [Self; 9] = [
+        Self::Pair,
+        Self::Snat,
+        Self::Churn,
+        Self::Spark,
+        Self::Hdfs,
+        Self::Mixed,
+        Self::Kill,
+        Self::Stop,
+        Self::Upgrade,
+    ];
 
     /// How many pods it takes.
     pub(super) fn pods(self) -> u8 {
         match self {
             Self::Pair => 1,
             Self::Snat => 2,
-            Self::Churn | Self::Hdfs => 20,
+            Self::Churn | Self::Hdfs | Self::Kill | Self::Stop | Self::Upgrade => 20,
             Self::Spark => 50,
             Self::Mixed => 200,
         }

@@ -33,6 +33,14 @@ pub(super) enum Event {
     RemoveServer,
     /// kube-proxy has heard of it.
     TranslateToOthers,
+    /// The daemon gets SIGKILL.
+    Kill,
+    /// The daemon gets SIGSTOP.
+    Stop,
+    /// The daemon gets SIGCONT.
+    Continue,
+    /// A second daemon starts; when it takes queries the first gets SIGTERM.
+    Upgrade,
     /// A driver's headless Service is made.
     MakeDriver(u64),
     /// And deleted.
@@ -186,6 +194,9 @@ fn events(course: &Course) -> Vec<(Duration, Event)> {
             (whole / 3, Event::RemoveServer),
             (whole / 3 + Duration::from_secs(1).min(whole / 3), Event::TranslateToOthers),
         ],
+        Scenario::Kill => vec![(whole / 3, Event::Kill)],
+        Scenario::Stop => vec![(whole / 3, Event::Stop), (whole * 2 / 3, Event::Continue)],
+        Scenario::Upgrade => vec![(whole / 3, Event::Upgrade)],
         Scenario::Spark => (0..shots(course) / per_job())
             .flat_map(|job| {
                 let start = JOB * times(job);
@@ -213,14 +224,14 @@ pub(super) fn is_stale(scenario: Scenario, after: Duration, exists: bool) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::net::NODE_DNS;
+    use crate::lab::net::CLUSTER_DNS;
     use crate::stub::pair::Patience;
 
     /// A course of 4,000 rounds, 1 ms apart.
     fn course(scenario: Scenario) -> Course {
         Course {
             scenario,
-            server: (NODE_DNS.v4, 53).into(),
+            server: (CLUSTER_DNS.v4, 53).into(),
             rounds: 4000,
             interval: Duration::from_millis(1),
             seed: 0,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::LabError;
 use super::namespace::Namespace;
 use super::net::{
-    CLUSTER_DNS, Dual, GATEWAY, Host, NODE_DNS, Net, POD_NETWORK, pod_address, server_addresses,
+    CLUSTER_DNS, Dual, GATEWAY, Host, Net, POD_NETWORK, pod_address, server_addresses,
 };
 use crate::netlink::links::{Kind, LinkError, Links, Route};
 
@@ -75,7 +75,7 @@ impl Topology {
     }
 }
 
-/// A node: forwards packets, and has an address for nodens.
+/// A node: forwards packets.
 fn node(name: &str) -> Result<Arc<Namespace>, LabError> {
     let node = Namespace::new(name)?;
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
@@ -85,7 +85,6 @@ fn node(name: &str) -> Result<Arc<Namespace>, LabError> {
     for key in ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"] {
         node.set(key, "1")?;
     }
-    node.wire(|links| own(links, "lo", NODE_DNS))?;
     Ok(Arc::new(node))
 }
 
@@ -269,7 +268,6 @@ fn stack(node: &Namespace, pod: &Host) -> Result<(), LabError> {
     pod.namespace.wire(|links| {
         links.bring_up("eth0")?;
         join(links, "eth0", pod.addresses)?;
-        host_routes(links, "eth0", CLUSTER_DNS, Some(GATEWAY))?;
-        host_routes(links, "eth0", NODE_DNS, Some(GATEWAY))
+        host_routes(links, "eth0", CLUSTER_DNS, Some(GATEWAY))
     })
 }
