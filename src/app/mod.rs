@@ -111,7 +111,8 @@ impl Parts {
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
         let claims = takeover::claim(&config)?;
         let private = claims.as_ref().map(Claims::listens).unwrap_or_default();
-        let listen = [&config.listen[..], &private].concat();
+        let asked = config.intercept.answered(config.upstream_mark);
+        let listen = [&config.listen[..], &private, &asked].concat();
         let metrics_of = Arc::clone(&metrics);
         let maker = Maker { upstreams, metrics: metrics_of, listen, reach: Arc::default() };
         let loop_probe = Arc::clone(maker.upstreams.loop_probe());

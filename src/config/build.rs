@@ -26,16 +26,18 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
     let reader = &mut Reader { table: &spec.0, errors };
     let listen = read_listen(reader, host);
     let forward = zones::read_zones(reader, host);
-    refuse_loops(reader, &listen, &forward);
+    let upstream_mark = reader.integer("upstream_mark", &bounds::UPSTREAM_MARK);
+    let upstream_mark = u32::try_from(upstream_mark).unwrap_or_default();
+    let intercept = intercept::read(reader, &listen, host);
+    let ours = [&listen[..], &intercept.answered(upstream_mark)].concat();
+    refuse_loops(reader, &ours, &forward);
     let cache = read_cache(reader);
     zones::refuse_crossed_ttls(reader, &forward, &cache);
-    let intercept = intercept::read(reader, &listen, host);
     Config {
         listen,
         allow: read_allow(reader),
         upstream_ports: read_ports(reader, host),
-        upstream_mark: u32::try_from(reader.integer("upstream_mark", &bounds::UPSTREAM_MARK))
-            .unwrap_or_default(),
+        upstream_mark,
         serve: read_serve(reader, host),
         cache,
         forward: forward.into_iter().map(|zone| zone.forward).collect(),

@@ -43,6 +43,27 @@ const PRIVATE: [Network; 2] = [
     },
 ];
 
+impl Intercept {
+    /// Intercepted addresses that no upstream can be, as addresses that we answer.
+    ///
+    /// Our own queries pass the table by their mark; without one they would come back to us. Behind
+    /// [`NODE_ADDRESS`] nobody is but the net below.
+    pub fn answered(&self, upstream_mark: u32) -> Vec<Listen> {
+        let is_ours =
+            |ip: &&IpAddr| upstream_mark == 0 || (**ip == NODE_ADDRESS && self.fallback.is_empty());
+        let taken = match self.mode {
+            InterceptMode::Takeover => &self.addresses[..],
+            InterceptMode::None => &[],
+        };
+        let listen = |ip: &IpAddr| Listen {
+            address: SocketAddr::new(*ip, DNS_PORT),
+            device: None,
+            required: true,
+        };
+        taken.iter().filter(is_ours).map(listen).collect()
+    }
+}
+
 /// Reads the table; `listen` must not hold what is intercepted.
 pub fn read(reader: &mut Reader<'_, '_>, listen: &[Listen], host: &Host) -> Intercept {
     let written = reader.value("intercept.mode", |value| match reader::text(value)? {

@@ -338,6 +338,14 @@ queries = 0.5
             "n.toml:3: [intercept] addresses: 192.0.2.1 stands in `listen` too",
         ),
         (
+            "upstreams = [\"192.0.2.1\"]\nupstream_mark = 0\n[intercept]\naddresses = [\"192.0.2.1\"]",
+            "n.toml:1: upstreams: the upstream 192.0.2.1:53 is nodens itself",
+        ),
+        (
+            "upstreams = [\"169.254.20.10\"]\n[intercept]\nmode = \"takeover\"",
+            "n.toml:1: upstreams: the upstream 169.254.20.10:53 is nodens itself",
+        ),
+        (
             "[intercept]\naddresses = [\"127.0.0.1\"]",
             "n.toml:2: [intercept] addresses: \"127.0.0.1\" is not an address that can be intercepted",
         ),

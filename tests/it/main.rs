@@ -4,6 +4,7 @@
 //!
 //! Environment: `CI=true` makes a test that cannot run a failure, `IT_LONG` makes the flood last 60 s
 //! instead of 8 (for nightly runs), `IT_KEEP` leaves the tests' files in the temporary directory.
+//! `IT_ROUNDS`: how often kills and upgrades under load are repeated (3 unless said).
 
 mod admin;
 mod answers;

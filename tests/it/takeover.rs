@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::harness::load::{Load, Report};
 use crate::harness::node::{ASKED, Node, POD, entries_of, nft, say, server, sh, tables};
 use crate::harness::process::Process;
 use crate::harness::{
@@ -302,5 +303,109 @@ fn without_the_capability_the_error_names_it_and_a_defaulted_mode_goes_without()
                 assert!(until(Duration::from_secs(1), said), "{}", process.log());
             }
         }
+    });
+}
+
+/// How often a fault is repeated; the nightly run asks for more.
+fn rounds() -> usize {
+    std::env::var("IT_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+/// A steady load on the asked address from the pod, 5,000 queries per second of 100 names.
+fn load(node: &Node, seconds: u64) -> Report {
+    let names = (0..100).map(|n| format!("load-{n}.example.org A")).collect();
+    let load = Load::full_speed(seconds, names).rate(5000);
+    node.in_pod(|| load.run(server(ASKED[0])))
+}
+
+#[test]
+fn an_upgrade_under_load_loses_nothing_and_owes_no_connection_a_response() {
+    needs_node!();
+    needs!("dnsperf");
+    namespace::inside(|| {
+        let (node, upstream) = (Node::new(), upstream());
+        let mut old = start(upstream.address);
+        for round in 0..rounds() {
+            let mut connections: Vec<Tcp> =
+                node.in_pod(|| (0..50).map(|_| Tcp::to(server(ASKED[0]))).collect());
+            for tcp in &mut connections {
+                tcp.exchange(&ask("kept.example.org", qtype::A));
+            }
+            let (report, new) = std::thread::scope(|scope| {
+                let load = scope.spawn(|| load(&node, 4));
+                std::thread::sleep(Duration::from_millis(800));
+                let new = start(upstream.address);
+                std::thread::sleep(Duration::from_millis(300));
+                let owed = ask(&format!("owed-{round}.example.org"), qtype::A);
+                connections.iter_mut().for_each(|tcp| tcp.send(&owed.to_wire()));
+                old.process.signal(libc::SIGTERM);
+                for tcp in &mut connections {
+                    let response = tcp.receive(Duration::from_secs(5));
+                    assert!(response.is_some(), "a response is owed:\n{}", old.log());
+                    assert!(tcp.ends_within(Duration::from_secs(6)), "and then the end");
+                }
+                let status = old.process.wait(Duration::from_secs(6));
+                assert!(status.is_some_and(|status| status.success()), "{}", old.log());
+                (load.join().expect("the load ends"), new)
+            });
+            assert_eq!((report.lost, node.ordinary()), (0, 0), "round {round}:\n{}", report.text);
+            assert!(report.sent > 10_000, "{}", report.text);
+            old = new;
+        }
+    });
+}
+
+#[test]
+fn a_kill_under_load_loses_only_what_was_in_flight() {
+    needs_node!();
+    needs!("dnsperf");
+    namespace::inside(|| {
+        let (node, upstream) = (Node::new(), upstream());
+        for round in 0..rounds() {
+            let daemon = start(upstream.address);
+            let before = node.ordinary();
+            let report = std::thread::scope(|scope| {
+                let load = scope.spawn(|| load(&node, 2));
+                std::thread::sleep(Duration::from_millis(1000));
+                daemon.process.signal(libc::SIGKILL);
+                load.join().expect("the load ends")
+            });
+            println!("round {round}: {} of {} lost", report.lost, report.sent);
+            // dnsperf keeps at most 200 in flight.
+            assert!(report.lost <= 200, "{}", report.text);
+            assert!(node.ordinary() > before, "the rest took the ordinary path: {}", report.text);
+            assert_eq!(tables(), Vec::<String>::new());
+        }
+    });
+}
+
+#[test]
+fn the_rule_set_changes_by_our_table_alone_and_not_at_all_while_we_run() {
+    needs_node!();
+    namespace::inside(|| {
+        let (node, upstream, place) = (Node::new(), upstream(), Place::new());
+        let mut nft = crate::harness::process::command("nft");
+        nft.arg("monitor");
+        let monitor = Process::start(nft, &place.path("monitor"));
+        std::thread::sleep(Duration::from_millis(300));
+        let mut daemon = start(upstream.address);
+        let made = || monitor.log();
+        assert!(until(Duration::from_secs(2), || made().contains("add table inet nodens-")));
+        std::thread::sleep(Duration::from_millis(300));
+        let begun = made();
+        node.ask_all("with");
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(made(), begun, "heartbeats and looks change nothing");
+        daemon.process.signal(libc::SIGTERM);
+        daemon.process.wait(Duration::from_secs(6)).expect("it ends");
+        assert!(until(Duration::from_secs(2), || made().contains("delete table inet nodens-")));
+        let ours = |line: &str| line.contains(" nodens-") || line.starts_with('#');
+        // What belongs to a set or chain is shown on lines that begin with a blank or brace.
+        let foreign =
+            |line: &&str| line.starts_with(|first: char| first.is_ascii_lowercase()) && !ours(line);
+        let text = made();
+        let foreign: Vec<_> = text.lines().filter(foreign).collect();
+        assert_eq!(foreign, Vec::<&str>::new());
+        assert!(say("nft", &["list", "tables"]).contains("inet kube"));
     });
 }
