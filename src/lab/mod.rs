@@ -35,10 +35,13 @@ use self::scenario::{Course, NAMES, Scenario};
 use self::steady::Event;
 use self::topology::Topology;
 use crate::clock;
-use crate::dns::Rcode;
+use crate::dns::name::Name;
+use crate::dns::query::Query;
+use crate::dns::{Qtype, Rcode};
 use crate::netlink::links::LinkError;
 use crate::netlink::netfilter::NetlinkError;
 use crate::stub::pair::Patience;
+use crate::stub::{self, Ask, AskError, Carrier};
 
 /// The address of every Spark driver.
 const DRIVER: [u8; 4] = [10, 244, 0, 200];
@@ -82,6 +85,8 @@ pub enum LabError {
     Vanished(&'static str),
     #[error("nodens does not start on the node: {0}")]
     Daemon(io::Error),
+    #[error("a pod has no way to the cluster DNS: {0}")]
+    Unanswered(#[from] AskError),
     #[error("nodens ended on the node with {0}")]
     DaemonEnded(ExitStatus),
     #[error("nodens on the node does not take queries after {0:?}")]
@@ -207,6 +212,8 @@ impl Lab {
             patience: Patience { timeout: options.timeout, tries: TRIES },
             start: clock::now() + LEAD,
         };
+        warm_up(&self.net.pods, course.server)?;
+        let course = Course { start: clock::now() + LEAD, ..course };
         let node = self.net.node();
         let before = Counters::read(node)?;
         let side = if self.with_nodens { "with" } else { "without" };
@@ -242,6 +249,20 @@ impl Lab {
             entries: Entries::read(node, &pods)?,
         })
     }
+}
+
+/// Asks from every pod until it is answered: neighbours are then known, and tentative addresses usable.
+fn warm_up(pods: &[net::Host], server: SocketAddr) -> Result<(), LabError> {
+    let qname = Name::from_text(&scenario::service(0)).expect("names of the lab are domain names");
+    let query = Query::new(qname, Qtype::A);
+    let (timeout, tries) = (Duration::from_millis(250), 40);
+    let question = Ask { server, query, carrier: Carrier::Udp, timeout, tries };
+    for pod in pods {
+        pod.namespace.run(|| Ok(stub::ask(&question).map(drop)?))?;
+    }
+    // By chance one server may have answered all of them: a few more meet the other one too.
+    let Some(first) = pods.first() else { return Ok(()) };
+    first.namespace.run(|| Ok((0..8).try_for_each(|_| stub::ask(&question).map(drop))?))
 }
 
 /// The zone with the Services that pods ask for.
