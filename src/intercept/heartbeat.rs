@@ -16,7 +16,7 @@ use crate::clock;
 use crate::metrics::InterceptMetrics;
 use crate::pulse::{Pulses, Rounds};
 
-/// How often the thread looks: four chances before the switch goes off.
+/// How often the thread looks: three chances more before the switch goes off.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long all must have gone well before we claim again after a lapse.

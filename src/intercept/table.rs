@@ -34,8 +34,9 @@ pub const ARRIVED: &str = "arrived";
 pub const ANSWERED: &str = "answered";
 pub const LEFT: &str = "left";
 
-/// How long the switch stays on after a beat.
-pub const ALIVE_FOR: Duration = Duration::from_secs(1);
+/// How long the switch stays on after a beat: three beats may be late, and with the kernel's ticks
+/// (30 to 50 ms were seen) we fall open within a second.
+pub const ALIVE_FOR: Duration = Duration::from_millis(900);
 
 /// The mark of beats. Shared by all instances; the port tells them apart.
 pub const BEAT_MARK: u32 = 0x306f;
