@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 use super::attempt::{Attempt, Outcome};
 use super::health::Standing;
 use super::peer::Peer;
+use super::ports::PortClass;
 use super::select;
 use super::verify::Style;
 use super::{ExchangeError, Group, Received};
@@ -238,7 +239,11 @@ impl<'a> Exchange<'a> {
             return;
         };
         let wait = self.wait;
-        if !self.group.budget().take(now) {
+        // Without room a retransmission would go by TCP, and many of them at once where an upstream
+        // is silent: the first message is still waited for.
+        let class = PortClass::of_qtype(self.query.qtype);
+        let has_room = self.candidates[next].peer.has_room_to_repeat(class);
+        if !has_room || !self.group.budget().take(now) {
             self.again_at = now + wait;
             return;
         }

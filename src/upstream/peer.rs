@@ -131,6 +131,11 @@ impl Peer {
         self.learned().manners.has_edns(now)
     }
 
+    /// Tells whether a retransmission of `class` may be in flight: first messages keep half the room.
+    pub fn has_room_to_repeat(&self, class: PortClass) -> bool {
+        self.in_flight[class as usize].load(Ordering::Relaxed) < MAX_IN_FLIGHT / 2
+    }
+
     /// Counts an exchange as in flight until the guard is dropped; `None` at the limit.
     pub fn enter(self: &Arc<Self>, class: PortClass) -> Option<InFlight> {
         let count = &self.in_flight[class as usize];
