@@ -1,7 +1,7 @@
 //! The TCP front end: two-byte length framing, pipelined queries answered as they finish.
 //!
 //! Every bound is a key: connections in all and per source, queries of one connection that are worked
-//! on at one time, and how long a connection may idle. [`super::connection`] is one connection.
+//! on at one time, and how long a connection may idle. `connection` is one of them.
 //!
 //! Source: RFC 7766
 
