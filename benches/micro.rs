@@ -8,11 +8,11 @@ use nodens::cache::Cache;
 use nodens::cache::Source;
 use nodens::cache::key::KeyBuffer;
 use nodens::config;
-use nodens::dns::Qtype;
 use nodens::dns::name::Name;
 use nodens::dns::query::{Query, QueryView};
 use nodens::dns::response::{Aging, Encoded};
-use nodens::metrics::{CacheMetrics, Origin, ZoneId};
+use nodens::dns::{Qtype, Rcode};
+use nodens::metrics::{Answered, Arrival, CacheMetrics, Metrics, Origin, ZoneId};
 
 /// Names in the cache that is looked up in.
 const NAMES: u32 = 1000;
@@ -90,5 +90,28 @@ fn steps(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, steps);
+/// What counting one answered query costs: in a serve thread's own tally, and in a shared one.
+fn tallies(criterion: &mut Criterion) {
+    let metrics = Metrics::new();
+    let (own, shared) = (metrics.thread_tally(), metrics.tally());
+    let answered = Answered {
+        arrival: Arrival::Udp4,
+        zone: metrics.zone(&Name::root()),
+        qtype: Qtype::A,
+        dnssec_ok: false,
+        rcode: Rcode::NOERROR,
+        origin: Origin::Hit,
+        query_len: 40,
+        response_len: 56,
+        duration: Duration::from_micros(5),
+    };
+    criterion.bench_function("count in a thread's tally", |bencher| {
+        bencher.iter(|| own.record(black_box(&answered)));
+    });
+    criterion.bench_function("count in a shared tally", |bencher| {
+        bencher.iter(|| shared.record(black_box(&answered)));
+    });
+}
+
+criterion_group!(benches, steps, tallies);
 criterion_main!(benches);

@@ -599,22 +599,4 @@ mod tests {
         assert!(metrics.upstream("other").queries.get() > 700);
         assert_eq!(metrics.upstream("192.0.2.1:5").queries.get(), 1);
     }
-
-    #[test]
-    #[ignore = "prints what one record costs on this machine; run it in release"]
-    fn what_one_record_costs() {
-        let metrics = Metrics::default();
-        let zone = metrics.zone(&Name::root());
-        let (own, shared) = (metrics.thread_tally(), metrics.tally());
-        let answered = Answered { zone, ..ANSWERED };
-        const ROUNDS: u32 = 20_000_000;
-        for (name, record) in [
-            ("thread tally", &(|| own.record(std::hint::black_box(&answered))) as &dyn Fn()),
-            ("shared tally", &(|| shared.record(std::hint::black_box(&answered)))),
-        ] {
-            let start = crate::clock::now();
-            (0..ROUNDS).for_each(|_| record());
-            println!("{name}: {:?} per record", start.elapsed() / ROUNDS);
-        }
-    }
 }
