@@ -65,13 +65,14 @@ fn lifetime(encoded: &Encoded, policy: &config::Cache) -> Option<Ttl> {
     if !encoded.is_negative() {
         return Some(least);
     }
+    let cap = Ttl::from_duration(policy.max_negative_ttl);
     match encoded.negative_ttl() {
-        Some(negative) => {
-            Some(negative.min(least).min(Ttl::from_duration(policy.max_negative_ttl)))
-        }
-        // An alias without its target's records is data all the same, if the name exists.
+        Some(negative) => Some(negative.min(least).min(cap)),
+        // An alias without its target's records is data all the same, if the name exists; that the
+        // target has none is a negative fact, which must not hold for longer than others.
         None if encoded.rcode() == Rcode::NOERROR => {
-            encoded.answer_types().any(|rtype| rtype == Qtype::CNAME).then_some(least)
+            let is_alias = encoded.answer_types().any(|rtype| rtype == Qtype::CNAME);
+            is_alias.then_some(least.min(cap))
         }
         None => None,
     }
@@ -121,6 +122,7 @@ mod tests {
             ("NODATA without SOA neither", ok, vec![], 0),
             ("an alias that leads nowhere lives as its SOA says", nx, vec![CNAME, soa(50, 50)], 50),
             ("an alias without its target is data", ok, vec![CNAME], 60),
+            ("but no longer than a negative", ok, vec![Record { ttl: 86_400, ..CNAME }], 3600),
             ("a failure is no answer", Rcode::SERVFAIL, vec![A], 0),
             ("a referral is no answer", ok, vec![Record::authority("org", Qtype::NS, 9, b"\0")], 0),
         ] {
