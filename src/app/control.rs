@@ -13,6 +13,7 @@ use super::takeover::Takeover;
 use super::{policy, reach};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
+use crate::clock;
 use crate::config::load::Sources;
 use crate::config::watch::{Watch, files_of};
 use crate::config::{Config, Network};
@@ -26,6 +27,9 @@ use crate::telemetry::Telemetry;
 
 /// How often the cache applies pending inserts and evictions.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
+
+/// Signals within this time are one wish to leave: `timeout` signals the process and its group.
+const ONE_WISH: Duration = Duration::from_millis(100);
 
 /// How often the links' own networks are read.
 const LINKS_EVERY: Duration = Duration::from_secs(5);
@@ -106,8 +110,14 @@ impl Control {
         tracing::info!(signal, "draining");
         takeover.stop_taking();
         this.shutdown.begin();
+        let first = clock::now();
         tokio::spawn(async move {
-            signals.leave().await;
+            loop {
+                signals.leave().await;
+                if clock::now().saturating_duration_since(first) >= ONE_WISH {
+                    break;
+                }
+            }
             tracing::warn!("second signal: leaving at once");
             std::process::exit(1);
         });
@@ -202,7 +212,7 @@ async fn maintain_cache(front: Arc<Front>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        front.resolver.cache().maintain(crate::clock::now());
+        front.resolver.cache().maintain(clock::now());
     }
 }
 
