@@ -37,7 +37,9 @@ const KNOWN: &[Known] = &[
 /// An alias whose target lies in another zone of knot.
 fn is_alias_out_of_the_zone(ask: &Ask, ours: &Answer, theirs: &Answer) -> bool {
     let target = ours.data(qtype::CNAME) == ["www.example.net."] && ours.answers.len() == 1;
-    ask.qname == "outward.example.org" && target && theirs.answers.starts_with(&ours.answers)
+    // Without TTLs: unbound's alias may come from its cache, a second older than ours.
+    let same_alias = theirs.data(qtype::CNAME) == ours.data(qtype::CNAME);
+    ask.qname == "outward.example.org" && target && same_alias
 }
 
 /// Names that are asked for with each of [`KINDS`].
