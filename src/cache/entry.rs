@@ -13,8 +13,8 @@ use crate::metrics::{Origin, ZoneId};
 /// What moka, the index and the allocator add to an entry beyond what is counted by name, in bytes.
 ///
 /// Measured: 117,097 entries of one A record raised the resident size by 84.6 MB, which is 520 bytes
-/// each beyond what is counted. Some 320 are moka's nodes and tables, 40 the index's slots, the rest
-/// the allocator's rounding and reference counts.
+/// each beyond what is counted: moka's nodes and tables, the index's slots, the allocator's rounding.
+/// With it a full 64 MiB cache of such entries had 66 MB in use.
 const OVERHEAD: usize = 520;
 
 /// Hits in the last tenth of a lifetime that make a name popular enough to be prefetched.
