@@ -50,7 +50,7 @@ pub struct Encoded {
 /// Why bytes are not a response that can be kept.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    #[error("shorter than a header, or not a response")]
+    #[error("shorter than a header, or not a response to a query")]
     Header,
     #[error("not exactly one well-formed question")]
     Question,
@@ -746,6 +746,15 @@ mod tests {
             assert_eq!(draft.encoded().negative_ttl(), None, "{section:?}");
         }
         assert_eq!(Draft::new(Qtype::A).encoded().negative_ttl(), None);
+    }
+
+    #[test]
+    fn only_a_response_to_a_query_is_kept() {
+        for (flags, refused) in
+            [(0x8180, None), (0x0180, Some(Malformed::Header)), (0xa980, Some(Malformed::Header))]
+        {
+            assert_eq!(Draft::new(Qtype::A).word(2, flags).malformed(), refused, "{flags:04x}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ impl Walk {
         if message.len() < HEADER_LEN
             || message.len() > usize::from(u16::MAX)
             || flags & flag::QR == 0
+            || flags & flag::OPCODE != 0
         {
             return Err(Malformed::Header);
         }

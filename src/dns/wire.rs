@@ -92,7 +92,8 @@ pub fn skip_plain_name(wire: &[u8], mut at: usize) -> Option<usize> {
 
 /// Expands the name at `at` into `out`, case kept; gives back its length in wire form.
 ///
-/// Pointers must go backwards, as RFC 1035 §4.1.4 has it ("a prior occurrence"), so a loop ends.
+/// A pointer must name what is whole before the name that holds it, as RFC 1035 §4.1.4 has it ("a prior
+/// occurrence"): a loop ends, and no name runs on into bytes that come later and may change.
 /// `None` when the name is malformed, longer than 255 bytes, or takes more than 127 pointers.
 pub fn expand_name(wire: &[u8], at: usize, out: &mut [u8; MAX_NAME_LEN]) -> Option<usize> {
     expand_name_where(wire, at, out, |_| true)
@@ -106,6 +107,7 @@ pub fn expand_name_where(
     admits: impl Fn(Range<usize>) -> bool,
 ) -> Option<usize> {
     let mut stretch = at;
+    let mut wire = wire;
     let mut len = 0;
     let mut pointers = 0;
     loop {
@@ -127,6 +129,7 @@ pub fn expand_name_where(
                 if !backwards || pointers > MAX_POINTERS || !admits(stretch..at + 2) {
                     return None;
                 }
+                wire = &wire[..stretch];
                 (at, stretch) = (target, target);
             }
             _ => return None,
@@ -197,6 +200,16 @@ mod tests {
         assert_eq!(expand_name(&wire, 12, &mut out), None);
         wire.extend([1, b'a', 0xc0, 14]);
         assert_eq!(expand_name(&wire, 14, &mut out), None);
+    }
+
+    #[test]
+    fn a_pointer_to_labels_that_run_on_into_the_name_itself_is_malformed() {
+        let mut wire = vec![0; HEADER_LEN];
+        // A label of two bytes, the pointer, that a root label follows: readable, but no prior occurrence.
+        wire.extend([2, 0xc0, 12, 0]);
+        assert_eq!(expand_name(&wire, 13, &mut [0; MAX_NAME_LEN]), None);
+        wire.splice(12..12, [0]);
+        assert_eq!(expand_name(&wire, 14, &mut [0; MAX_NAME_LEN]), Some(1));
     }
 
     #[test]
