@@ -659,7 +659,7 @@ mod tests {
             let query = asked(PLAIN, Qtype::A, query_flags, None);
             for (encoded, own) in [
                 (Draft::new(Qtype::A).word(2, 0x87f0).encoded(), aa | ad),
-                (Draft::new(Qtype::A).word(2, 0xfff0).encoded().with_authority(false), ad),
+                (Draft::new(Qtype::A).word(2, 0x87f0).encoded().with_authority(false), ad),
                 (Draft::new(Qtype::A).word(2, 0x87f0).encoded().with_authentic_data(false), aa),
                 (Draft::new(Qtype::A).word(2, 0x8000).encoded().with_authentic_data(true), 0),
             ] {
