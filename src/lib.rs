@@ -5,6 +5,7 @@ pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod dns;
 pub mod intercept;

@@ -1,0 +1,121 @@
+//! The cluster zone: what Kubernetes objects say about names, answered without asking anybody.
+//!
+//! Events come in from a source ([`Cluster::apply`]), names that changed come out ([`Changes`]), and
+//! queries are answered from an immutable snapshot that each change replaces.
+//! It refuses to know where events come from, and what becomes of the names that changed: `app` wires
+//! that (the cache drops them, upstreams and the intercept learn the endpoints).
+//!
+//! Read [`object`] first: what is known of an object.
+
+pub mod object;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use self::object::{Object, ServiceKey};
+use crate::dns::name::Name;
+use crate::dns::ttl::Ttl;
+
+/// Which names pods have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodNames {
+    /// None.
+    #[default]
+    Disabled,
+    /// Every dashed address below a namespace that exists.
+    Insecure,
+    /// The dashed addresses of pods that exist.
+    Verified,
+}
+
+/// What the operator wants of the zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Cluster domains; each has every name.
+    pub domains: Vec<Name>,
+    pub ttl: Ttl,
+    pub pods: PodNames,
+    /// Services whose endpoints others want to know: the cluster DNS, and those named as upstreams.
+    pub interest: BTreeSet<ServiceKey>,
+}
+
+/// One list of objects that a source keeps current: what a fresh list of it lacks is gone.
+///
+/// An object that several streams hold (the cluster DNS' slices, say) is gone when none holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    Namespaces,
+    Services,
+    /// EndpointSlices with the label of headless Services.
+    Headless,
+    /// EndpointSlices of one Service, by its name.
+    Of(ServiceKey),
+    Pods,
+    /// One manifest, by a number that its source gives.
+    File(u32),
+}
+
+/// What happened to the objects of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Made or changed.
+    Applied(Stream, Object),
+    /// Gone; of the object only kind, namespace and name are read.
+    Deleted(Stream, Object),
+    /// A fresh list: other objects of the stream are gone.
+    Replaced(Stream, Vec<Object>),
+    /// Every stream that answers depend on has been listed: the zone may answer from now on.
+    Synced,
+}
+
+/// What a batch of events changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// Names whose answers may have changed, each once: forward, reverse, of ports, of endpoints.
+    ///
+    /// Flush exactly these, before anything else is done.
+    pub names: Vec<Name>,
+    /// Services of interest whose endpoints changed, each with all ready ones now, sorted: their
+    /// port is the one named `dns`, else the first UDP port.
+    pub endpoints: Vec<(ServiceKey, Vec<SocketAddr>)>,
+    /// Whether the zone answers; it never goes back.
+    pub synced: bool,
+    /// When the changes happened that the EndpointSlices applied here tell of: the programming
+    /// latency ends when `names` are flushed.
+    pub triggered: Vec<SystemTime>,
+}
+
+/// The cluster zone.
+pub struct Cluster {
+    settings: Settings,
+    synced: AtomicBool,
+}
+
+impl Cluster {
+    /// An empty zone, not synced.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, synced: AtomicBool::new(false) }
+    }
+
+    /// What the operator wants.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Takes a batch of events in, in their order, and publishes the new snapshot.
+    ///
+    /// For one caller at a time: two batches of one stream would have no order.
+    pub fn apply(&self, events: Vec<Event>) -> Changes {
+        if events.contains(&Event::Synced) {
+            self.synced.store(true, Ordering::Release);
+        }
+        Changes { synced: self.is_synced(), ..Changes::default() }
+    }
+
+    /// Tells whether the zone answers.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+}
