@@ -135,6 +135,7 @@ impl Encrypted {
         let forward = Forward {
             zone: Name::root(),
             upstreams: UpstreamSource::Fixed(Vec::new()),
+            endpoints: Vec::new(),
             ports: PortPolicy::PerQuery,
             timeout: Duration::from_secs(4),
             retransmit_min: Duration::from_millis(20),

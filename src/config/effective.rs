@@ -217,7 +217,9 @@ fn forward(forward: &Forward) -> Values {
     let duration = |span| Some(quote(&write_duration(span)));
     let upstreams = match &forward.upstreams {
         UpstreamSource::Fixed(upstreams) => {
-            Some(list(upstreams.iter().map(|upstream| quote(&upstream.to_string()))))
+            let fixed = upstreams.iter().map(ToString::to_string);
+            let sets = forward.endpoints.iter().map(ToString::to_string);
+            Some(list(fixed.chain(sets).map(|upstream| quote(&upstream))))
         }
         UpstreamSource::ResolvConf(_) => None,
     };
@@ -292,6 +294,8 @@ mod tests {
             "[[forward]]\nzone = \".\"\naaaa = \"auto\"\ndns64 = \"2001:db8:64::/48\"\nmin_ttl = \"5s\"\n\
              max_ttl = \"1h\"\nshuffle = true\nrebind_protection = true\nrebind_allow = [\"corp.example.org\", \"b\"]",
             "[[forward]]\nzone = \".\"\naaaa = \"nodata\"\nmax_ttl = \"90s\"",
+            "upstreams = [\"192.0.2.1\", \"tls://name:dns.example.org\", \"file:/run/endpoints\"]\n[[forward]]\n\
+             zone = \"b\"\ntransport = \"tcp\"\nupstreams = [\"service:kube-system/kube-dns:5353\"]",
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
             "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",

@@ -132,7 +132,7 @@ impl Scheme {
     }
 
     /// The port where none is written.
-    fn port(self) -> u16 {
+    pub fn port(self) -> u16 {
         match self {
             Self::Udp | Self::Tcp => DNS_PORT,
             Self::Tls => TLS_PORT,
@@ -186,7 +186,7 @@ pub fn parse_upstream(text: &str, bare: Scheme, links: &Interfaces) -> Result<Up
 }
 
 /// Tells whether `name` can stand in a certificate: letters, digits, hyphens, dots, or an address.
-fn is_server_name(name: &str) -> bool {
+pub fn is_server_name(name: &str) -> bool {
     let is_label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63

@@ -113,6 +113,11 @@ pub enum Fault {
     Listened { address: std::net::IpAddr },
     #[error("zone {zone} has no upstreams; add `upstreams = [\"ADDR\"]` to it")]
     NoUpstreams { zone: String },
+    #[error(
+        "zone {zone} is known by names only, and whoever asks for them asks this zone: add an upstream's \
+         address, or a zone for the names that has one"
+    )]
+    NamesInARing { zone: String },
     #[error("there is no interface `{name}` with an IPv6 address; `ip -6 address` lists them")]
     NoInterface { name: String },
     #[error("{text} needs a zone index: fe80::1%eth0")]

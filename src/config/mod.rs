@@ -7,6 +7,7 @@ pub mod bounds;
 mod build;
 mod effective;
 pub mod endpoint;
+pub mod endpoints;
 pub mod error;
 pub mod forms;
 pub mod host;
@@ -29,6 +30,7 @@ use crate::dns::Qtype;
 use crate::dns::name::Name;
 
 pub use build::ADMIN_SOCKET;
+pub use endpoints::{EndpointSource, Endpoints, ServiceKey};
 pub use error::{ConfigError, ConfigErrors};
 pub use intercept::{Intercept, InterceptMode};
 pub use load::{Inputs, Sources, load};
@@ -130,6 +132,8 @@ pub struct Cache {
 pub struct Forward {
     pub zone: Name,
     pub upstreams: UpstreamSource,
+    /// Upstreams besides those, whose addresses come and go.
+    pub endpoints: Vec<Endpoints>,
     pub ports: PortPolicy,
     /// Total time for one query, all attempts together (default 4.5 s).
     pub timeout: Duration,
@@ -146,7 +150,7 @@ pub struct Forward {
 /// Where a zone's upstreams come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamSource {
-    /// Written down; never empty.
+    /// Written down; empty only where there are `endpoints`.
     Fixed(Vec<Upstream>),
     /// The `nameserver` lines of this file, re-read when it changes.
     ResolvConf(PathBuf),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::bounds;
 use super::endpoint::{self, Scheme};
+use super::endpoints::{self, Endpoints};
 use super::error::{Fault, Place};
 use super::host::Host;
 use super::reader::{self, Reader};
@@ -15,14 +16,55 @@ use crate::dns::name::Name;
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Upstreams with the places where they were written.
-type WrittenUpstreams = Vec<(Upstream, Place)>;
+#[derive(Default)]
+struct WrittenUpstreams {
+    fixed: Vec<(Upstream, Place)>,
+    endpoints: Vec<(Endpoints, Place)>,
+}
+
+impl WrittenUpstreams {
+    /// Tells whether nobody is named.
+    fn is_empty(&self) -> bool {
+        self.fixed.is_empty() && self.endpoints.is_empty()
+    }
+
+    /// Where one equal to this was written before.
+    fn first(&self, text: &str) -> Option<&Place> {
+        let fixed = self.fixed.iter().map(|(upstream, place)| (upstream.to_string(), place));
+        let sets = self.endpoints.iter().map(|(set, place)| (set.to_string(), place));
+        fixed.chain(sets).find(|(known, _)| known == text).map(|(_, place)| place)
+    }
+
+    /// Puts them in force.
+    fn apply(self, zone: &mut Zone) {
+        let fixed = self.fixed.iter().map(|(upstream, _)| upstream.clone()).collect();
+        zone.forward.upstreams = UpstreamSource::Fixed(fixed);
+        zone.forward.endpoints = self.endpoints.iter().map(|(set, _)| set.clone()).collect();
+        (zone.written, zone.endpoints) = (self.fixed, self.endpoints);
+    }
+}
 
 /// A forward zone, with where its upstreams were written.
 pub struct Zone {
     pub forward: Forward,
-    pub written: WrittenUpstreams,
+    pub written: Vec<(Upstream, Place)>,
+    /// The same of those that come and go.
+    pub endpoints: Vec<(Endpoints, Place)>,
     /// Where TTL bounds of its own were written.
     pub ttl_place: Option<Place>,
+}
+
+impl Zone {
+    /// A zone of which nothing is written.
+    fn new(forward: Forward) -> Self {
+        Self { forward, written: Vec::new(), endpoints: Vec::new(), ttl_place: None }
+    }
+
+    /// Where the first of its upstreams was written.
+    fn first_place(&self) -> Option<&Place> {
+        let sets = self.endpoints.iter().map(|(_, place)| place);
+        self.written.iter().map(|(_, place)| place).chain(sets).next()
+    }
 }
 
 /// Reads every `[[forward]]` and the keys `upstreams` and `resolv_conf` of the zone `.`, which is
@@ -48,12 +90,21 @@ pub fn read_zones(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Zone> {
     let root = match zones.iter().position(|zone| zone.forward.zone.is_root()) {
         Some(at) => at,
         None => {
-            zones.push(Zone { forward: root_zone(), written: Vec::new(), ttl_place: None });
+            zones.push(Zone::new(root_zone()));
             zones.len() - 1
         }
     };
     give_root_upstreams(reader, host, &mut zones[root]);
+    refuse_names_in_a_ring(reader, &zones);
     zones
+}
+
+/// Refuses names that can only be resolved by asking them.
+fn refuse_names_in_a_ring(reader: &mut Reader<'_, '_>, zones: &[Zone]) {
+    let views: Vec<_> = zones.iter().map(|zone| (&zone.forward, &zone.endpoints[..])).collect();
+    if let Some((zone, place)) = endpoints::without_ground(&views) {
+        reader.fail(place, Fault::NamesInARing { zone: zone.to_string() });
+    }
 }
 
 /// The zone `.` where nobody wrote it.
@@ -61,6 +112,7 @@ fn root_zone() -> Forward {
     Forward {
         zone: Name::root(),
         upstreams: UpstreamSource::ResolvConf(PathBuf::from(RESOLV_CONF)),
+        endpoints: Vec::new(),
         ports: PortPolicy::PerQuery,
         timeout: bounds::FORWARD_TIMEOUT.default,
         retransmit_min: bounds::RETRANSMIT_MIN.default,
@@ -81,7 +133,7 @@ fn give_root_upstreams(reader: &mut Reader<'_, '_>, host: &Host, root: &mut Zone
     }
     let Some(items) = reader.some_list("upstreams", "upstream") else { return };
     let place = reader.table.get("upstreams").map(|written| &written.place);
-    if let (Some(place), Some((_, own))) = (place, root.written.first())
+    if let (Some(place), Some(own)) = (place, root.first_place())
         && place.source.is_same_layer(&own.source)
     {
         let what = "upstreams of the zone .".to_owned();
@@ -90,14 +142,8 @@ fn give_root_upstreams(reader: &mut Reader<'_, '_>, host: &Host, root: &mut Zone
     }
     let upstreams = read_upstreams(reader, items, Scheme::Udp, host);
     if !upstreams.is_empty() {
-        root.forward.upstreams = fixed(&upstreams);
-        root.written = upstreams;
+        upstreams.apply(root);
     }
-}
-
-/// The upstreams without their places.
-fn fixed(written: &WrittenUpstreams) -> UpstreamSource {
-    UpstreamSource::Fixed(written.iter().map(|(upstream, _)| upstream.clone()).collect())
 }
 
 /// Reads one `[[forward]]`; `None` when its zone is no name.
@@ -123,8 +169,12 @@ fn read_zone(
     }
     let upstreams =
         read_upstreams(reader, items.unwrap_or_default(), bare.unwrap_or(Scheme::Udp), host);
-    let forward = read_policy(reader, zone, &upstreams);
-    Some(Zone { forward, written: upstreams, ttl_place: rewrite::ttl_place(table) })
+    let ttl_place = rewrite::ttl_place(table);
+    let mut zone = Zone { ttl_place, ..Zone::new(read_policy(reader, zone)) };
+    if !upstreams.is_empty() {
+        upstreams.apply(&mut zone);
+    }
+    Some(zone)
 }
 
 /// A domain name.
@@ -137,12 +187,13 @@ pub fn read_name(text: &str) -> Result<Name, Fault> {
 }
 
 /// The keys of a zone that are not its upstreams.
-fn read_policy(reader: &mut Reader<'_, '_>, zone: Name, upstreams: &WrittenUpstreams) -> Forward {
+fn read_policy(reader: &mut Reader<'_, '_>, zone: Name) -> Forward {
     let policies = [("per-query", PortPolicy::PerQuery), ("pooled", PortPolicy::Pooled)];
     let default = root_zone();
     let forward = Forward {
         zone,
-        upstreams: if upstreams.is_empty() { default.upstreams } else { fixed(upstreams) },
+        upstreams: default.upstreams,
+        endpoints: Vec::new(),
         ports: reader
             .choice("forward.ports", &policies, "per-query, pooled")
             .unwrap_or(default.ports),
@@ -187,6 +238,30 @@ pub fn fail_at(reader: &mut Reader<'_, '_>, key: &str, fault: Fault) {
     }
 }
 
+/// What stands in a list of upstreams.
+enum Either {
+    Fixed(Upstream),
+    Endpoints(Endpoints),
+}
+
+impl std::fmt::Display for Either {
+    /// Writes the configuration form.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(upstream) => upstream.fmt(f),
+            Self::Endpoints(set) => set.fmt(f),
+        }
+    }
+}
+
+/// Reads an upstream, or a set of them.
+fn read_upstream(text: &str, bare: Scheme, host: &Host) -> Result<Either, Fault> {
+    if endpoints::is_endpoints(text) {
+        return endpoints::parse_endpoints(text, bare).map(Either::Endpoints);
+    }
+    endpoint::parse_upstream(text, bare, &host.interfaces).map(Either::Fixed)
+}
+
 /// Reads upstreams, each once.
 fn read_upstreams(
     reader: &mut Reader<'_, '_>,
@@ -194,17 +269,19 @@ fn read_upstreams(
     bare: Scheme,
     host: &Host,
 ) -> WrittenUpstreams {
-    let mut upstreams = WrittenUpstreams::new();
+    let mut upstreams = WrittenUpstreams::default();
     for item in items {
-        let read = reader::text(&item.value)
-            .and_then(|text| endpoint::parse_upstream(text, bare, &host.interfaces));
-        let Some(upstream) = reader.accept(&item.place, read) else { continue };
-        if let Some((_, first)) = upstreams.iter().find(|(known, _)| *known == upstream) {
-            let what = format!("the upstream {upstream}");
+        let read = reader::text(&item.value).and_then(|text| read_upstream(text, bare, host));
+        let Some(read) = reader.accept(&item.place, read) else { continue };
+        if let Some(first) = upstreams.first(&read.to_string()) {
+            let what = format!("the upstream {read}");
             reader.fail(&item.place, Fault::Duplicate { what, first: first.source.to_string() });
             continue;
         }
-        upstreams.push((upstream, item.place.clone()));
+        match read {
+            Either::Fixed(upstream) => upstreams.fixed.push((upstream, item.place.clone())),
+            Either::Endpoints(set) => upstreams.endpoints.push((set, item.place.clone())),
+        }
     }
     upstreams
 }

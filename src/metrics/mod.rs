@@ -126,6 +126,8 @@ pub struct ForwardMetrics {
     pub all_down: Counter,
     /// Responses that rebinding protection took addresses from.
     pub rebind_blocked: Counter,
+    /// Changes of upstreams that come and go.
+    pub endpoint_changes: Counter,
 }
 
 /// Counters of configuration and life cycle.

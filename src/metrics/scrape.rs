@@ -160,6 +160,7 @@ impl Scrape {
             ("nodens_ports_exhausted_total", &ports.exhausted),
             ("nodens_ports_conflicts_total", &ports.conflicts),
             ("nodens_rebind_blocked_total", &forward.rebind_blocked),
+            ("nodens_endpoint_changes_total", &forward.endpoint_changes),
             ("nodens_reloads_total", &life.reloads),
             ("nodens_loops_found_total", &life.loops_found),
             ("nodens_intercept_beats_total", &intercept.beats),

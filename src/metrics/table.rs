@@ -84,6 +84,7 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "counter",
         "Responses that rebinding protection took addresses from.",
     ),
+    ("nodens_endpoint_changes_total", "counter", "Changes of upstreams that come and go."),
     ("nodens_reloads_total", "counter", "Configurations taken over while running."),
     ("nodens_loops_found_total", "counter", "Upstreams found to forward back to us."),
     (

@@ -241,6 +241,7 @@ mod tests {
         let forward = config::Forward {
             zone: Name::from_text("example.org").expect("name"),
             upstreams: UpstreamSource::Fixed(Vec::new()),
+            endpoints: Vec::new(),
             ports: PortPolicy::PerQuery,
             timeout: Duration::from_secs(1),
             retransmit_min: Duration::ZERO,

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome};
+use super::endpoints::Moved;
 use super::health::Standing;
 use super::peer::Peer;
 use super::ports::PortClass;
 use super::select;
 use super::verify::Style;
-use super::{ExchangeError, Group, Received};
+use super::{ExchangeError, Group, Member, Received};
 use crate::clock;
 use crate::config::Transport;
 use crate::dns::query::Query;
@@ -34,6 +35,9 @@ const MIN_WAIT: Duration = Duration::from_millis(1);
 /// Attempts of one exchange that are listened to at one time.
 const MAX_ATTEMPTS: usize = 24;
 
+/// How long an exchange waits for an upstream to appear where they come and go and none is there.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
+
 /// An attempt under way.
 struct Running<'a> {
     candidate: usize,
@@ -44,11 +48,18 @@ struct Running<'a> {
 }
 
 /// One upstream that may be asked in this exchange.
-struct Candidate<'a> {
-    peer: &'a Arc<Peer>,
-    /// It has failed for good; what it may still say is not waited for.
+struct Candidate {
+    peer: Arc<Peer>,
+    /// It has failed or vanished for good; what it may still say is not waited for.
     is_out: bool,
     asked: u32,
+}
+
+impl Candidate {
+    /// One that was not asked yet.
+    fn new(member: &Member) -> Self {
+        Self { peer: Arc::clone(&member.peer), is_out: false, asked: 0 }
+    }
 }
 
 /// What happens next.
@@ -56,6 +67,8 @@ enum Event {
     Outcome(usize, Outcome),
     /// The wait before the next retransmission is over.
     Impatient,
+    /// Upstreams have come or gone.
+    Moved,
     /// The time for the whole is over.
     Over,
 }
@@ -68,24 +81,33 @@ struct Exchange<'a> {
     deadline: Instant,
     again_at: Instant,
     wait: Duration,
-    candidates: Vec<Candidate<'a>>,
+    candidates: Vec<Candidate>,
     running: Vec<Running<'a>>,
     failure: Option<ExchangeError>,
 }
 
 /// Runs one exchange of `group`.
 pub async fn run(group: &Group, query: &Query) -> Result<Received, ExchangeError> {
+    // Before the members are read, so that no change falls between.
+    let mut moved = group.moved();
     let mut exchange = Exchange::new(group, query)?;
-    exchange.ask(0);
+    match exchange.candidates.is_empty() {
+        true => exchange.wait_for_upstreams(),
+        false => exchange.ask(0),
+    }
     let mut timer = std::pin::pin!(tokio::time::sleep_until(exchange.next_timer().into()));
     loop {
-        match exchange.next_event(timer.as_mut()).await {
+        match exchange.next_event(timer.as_mut(), &mut moved).await {
             Event::Outcome(index, outcome) => {
                 if let Some(result) = exchange.settle(index, outcome) {
                     return result;
                 }
             }
             Event::Impatient => exchange.ask_again(),
+            Event::Moved => {
+                moved = group.moved();
+                exchange.follow_members();
+            }
             Event::Over => return Err(exchange.give_up()),
         }
         timer.as_mut().reset(exchange.next_timer().into());
@@ -95,25 +117,23 @@ pub async fn run(group: &Group, query: &Query) -> Result<Received, ExchangeError
 impl<'a> Exchange<'a> {
     /// An exchange with the group's upstreams in the order of this moment.
     fn new(group: &'a Group, query: &'a Query) -> Result<Self, ExchangeError> {
-        let usable: Vec<_> = group.members.iter().filter(|member| !member.is_looping()).collect();
-        let Some(first) = group.members.first() else { return Err(ExchangeError::NoUpstream) };
-        if usable.is_empty() {
-            return Err(ExchangeError::Loop { upstream: Arc::clone(&first.peer.form) });
+        let members = group.members.load();
+        let usable: Vec<_> = members.iter().filter(|member| !member.is_looping()).collect();
+        match members.first() {
+            None if !group.is_moving() => return Err(ExchangeError::NoUpstream),
+            Some(first) if usable.is_empty() => {
+                return Err(ExchangeError::Loop { upstream: Arc::clone(&first.peer.form) });
+            }
+            _ => {}
         }
         let order = match usable.len() {
-            1 => vec![0],
+            0 | 1 => (0..usable.len()).collect(),
             _ => {
                 let views: Vec<_> = usable.iter().map(|member| member.peer.view()).collect();
                 select::order(&views, &mut rand::rng())
             }
         };
-        let candidate = |index: usize| {
-            usable.get(index).map(|member| Candidate {
-                peer: &member.peer,
-                is_out: false,
-                asked: 0,
-            })
-        };
+        let candidate = |index: usize| usable.get(index).map(|member| Candidate::new(member));
         let started = clock::now();
         group.budget().begin(started);
         group.count_if_down();
@@ -134,7 +154,7 @@ impl<'a> Exchange<'a> {
     fn ask(&mut self, index: usize) {
         let candidate = &mut self.candidates[index];
         candidate.asked += 1;
-        let attempt = Attempt::new(Arc::clone(candidate.peer), self.query, self.group.terms);
+        let attempt = Attempt::new(Arc::clone(&candidate.peer), self.query, self.group.terms);
         let (floor, ceiling) = self.group.retransmit;
         self.wait = candidate.peer.patience(floor.max(MIN_WAIT), ceiling);
         self.again_at = attempt.started + self.wait;
@@ -152,10 +172,13 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits for whatever comes first.
-    async fn next_event(&mut self, mut timer: Pin<&mut Sleep>) -> Event {
+    async fn next_event(&mut self, mut timer: Pin<&mut Sleep>, moved: &mut Moved<'_>) -> Event {
         poll_fn(|context| {
             if let Poll::Ready((index, outcome)) = self.poll_attempts(context) {
                 return Poll::Ready(Event::Outcome(index, outcome));
+            }
+            if moved.poll(context).is_ready() {
+                return Poll::Ready(Event::Moved);
             }
             std::task::ready!(timer.as_mut().poll(context));
             let over = clock::now() >= self.deadline;
@@ -198,13 +221,53 @@ impl<'a> Exchange<'a> {
             return None;
         }
         if self.running.is_empty() {
-            return Some(Err(self.give_up()));
+            let is_hopeless = has_spoken || !self.group.is_moving();
+            if is_hopeless {
+                return Some(Err(self.give_up()));
+            }
+            // The endpoint is gone before anybody has said so; the next may be on its way.
+            self.wait_for_upstreams();
+            return None;
         }
         if has_spoken && self.hopes_on_nobody() {
             // One has said no and the others hang: they get one more long wait, not the whole time.
             self.deadline = self.deadline.min(clock::now() + self.group.retransmit.1);
         }
         None
+    }
+
+    /// Waits a while for an upstream to appear.
+    fn wait_for_upstreams(&mut self) {
+        self.deadline = self.deadline.min(self.started + EMPTY_PATIENCE);
+        self.again_at = self.deadline;
+    }
+
+    /// Lets go of upstreams that have vanished and takes in those that came; asks at once where nobody
+    /// is left who was asked.
+    fn follow_members(&mut self) {
+        for index in 0..self.candidates.len() {
+            if self.candidates[index].peer.is_gone() {
+                self.candidates[index].is_out = true;
+                self.running.retain(|running| running.candidate != index);
+            }
+        }
+        for member in self.group.members.load().iter().filter(|member| !member.is_looping()) {
+            let is_candidate = |known: &Candidate| Arc::ptr_eq(&known.peer, &member.peer);
+            if !self.candidates.iter().any(|known| is_candidate(known) && !known.is_out) {
+                self.candidates.push(Candidate::new(member));
+            }
+        }
+        if !self.running.is_empty() {
+            return;
+        }
+        match self.untried() {
+            Some(next) => {
+                self.group.budget().take(clock::now());
+                self.deadline = self.started + self.group.timeout;
+                self.ask(next);
+            }
+            None => self.wait_for_upstreams(),
+        }
     }
 
     /// Tells whether all that is waited for comes from upstreams that are not well.
@@ -268,7 +331,7 @@ impl<'a> Exchange<'a> {
         let now = clock::now();
         for running in self.running.iter_mut().filter(|running| !running.reported) {
             running.reported = true;
-            let peer = self.candidates[running.candidate].peer;
+            let peer = &self.candidates[running.candidate].peer;
             peer.on_unanswered(running.style, self.query, now);
         }
     }
@@ -278,7 +341,9 @@ impl<'a> Exchange<'a> {
         self.report_silence();
         let waited = clock::now().saturating_duration_since(self.started);
         let last = self.running.last().map_or(0, |running| running.candidate);
-        let last = Arc::clone(&self.candidates[last].peer.form);
-        self.failure.take().unwrap_or(ExchangeError::Timeout { last, waited })
+        let last = self.candidates.get(last).map(|last| Arc::clone(&last.peer.form));
+        let silence =
+            last.map_or(ExchangeError::NoUpstream, |last| ExchangeError::Timeout { last, waited });
+        self.failure.take().unwrap_or(silence)
     }
 }

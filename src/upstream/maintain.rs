@@ -101,7 +101,7 @@ async fn probe_health(peer: &Arc<Peer>, query: &Query) {
 impl Group {
     /// Tells whether loops are to be looked for now, and if so takes it as done.
     fn is_loop_probe_due(&self, now: Instant) -> bool {
-        let looping = self.members.iter().any(Member::is_looping);
+        let looping = self.members.load().iter().any(|member| member.is_looping());
         let every = if looping { LOOPS_EVERY_WHILE_LOOPING } else { LOOPS_EVERY };
         let mut probed = self.loops_probed();
         let returns = self.returns();
@@ -116,7 +116,7 @@ impl Group {
 
     /// How often upstreams of the group have come back after they had been down.
     fn returns(&self) -> u32 {
-        self.members.iter().fold(0, |sum, member| sum.wrapping_add(member.peer.returns()))
+        self.members.load().iter().fold(0, |sum, member| sum.wrapping_add(member.peer.returns()))
     }
 
     /// Asks each upstream whether it forwards back to us; gives back those that do.
@@ -129,16 +129,17 @@ impl Group {
     pub async fn find_loops(self: &Arc<Self>) -> Vec<Arc<str>> {
         *self.loops_probed() = Some(LoopsProbed { at: clock::now(), returns: self.returns() });
         let mut probes = JoinSet::new();
-        for (index, member) in self.members.iter().enumerate() {
+        let members = self.members.load_full();
+        for (index, member) in members.iter().enumerate() {
             if let Some(probe) = self.loop_probe.probe(&self.zone) {
                 let peer = Arc::clone(&member.peer);
                 probes.spawn(async move { (index, comes_back(peer, probe).await) });
             }
         }
         while let Some(Ok((index, looping))) = probes.join_next().await {
-            self.note_loop(&self.members[index], looping);
+            self.note_loop(&members[index], looping);
         }
-        let looping = self.members.iter().filter(|member| member.is_looping());
+        let looping = members.iter().filter(|member| member.is_looping());
         looping.map(|member| Arc::clone(&member.peer.form)).collect()
     }
 
@@ -166,6 +167,9 @@ impl Group {
 /// Sends a probe, twice where nothing happens, and tells whether it arrived at our own front end.
 async fn comes_back(peer: Arc<Peer>, probe: Probe) -> bool {
     for _ in 0..2 {
+        if peer.is_gone() {
+            return false;
+        }
         let attempt = Attempt::new(Arc::clone(&peer), &probe.query, TERMS).run();
         tokio::select! {
             () = probe.seen() => break,

@@ -4,10 +4,12 @@
 //! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`pool`
 //! keeps some), `udp` or `transport` carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
-//! background `maintain` probes those that are not well, and by [`probe`] those that may loop.
+//! background `maintain` probes those that are not well, and by [`probe`] those that may loop;
+//! [`endpoints`] are upstreams that come and go.
 //! It refuses to cache and to coalesce; that is `cache` and `resolve`.
 
 mod attempt;
+pub mod endpoints;
 mod exchange;
 mod health;
 mod maintain;
@@ -29,9 +31,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use self::attempt::Terms;
+use self::endpoints::Sources;
 use self::health::Standing;
 use self::peer::Peer;
 use self::ports::Ports;
@@ -39,7 +44,7 @@ use self::probe::LoopProbe;
 use self::select::Budget;
 use self::transport::{Connections, Dial, Runtime};
 use crate::clock;
-use crate::config::{Forward, PortRange, Transport, Upstream};
+use crate::config::{Endpoints, Forward, PortRange, Transport, Upstream};
 use crate::dns::Rcode;
 use crate::dns::ede::Ede;
 use crate::dns::name::Name;
@@ -91,6 +96,7 @@ pub struct Upstreams {
     loop_probe: Arc<LoopProbe>,
     peers: Mutex<HashMap<PeerKey, Known>>,
     groups: Mutex<Vec<Weak<Group>>>,
+    sources: Mutex<Sources>,
 }
 
 /// An upstream in the registry.
@@ -112,19 +118,20 @@ impl Upstreams {
             loop_probe: Arc::default(),
             peers: Mutex::default(),
             groups: Mutex::default(),
+            sources: Mutex::default(),
         }
     }
 
     /// The upstreams of one forward zone. An upstream that another group or an earlier configuration
     /// had too keeps its health, its resting ports and its connections.
     pub fn group(self: &Arc<Self>, forward: &Forward, upstreams: &[Upstream]) -> Arc<Group> {
-        let member = |upstream: &Upstream| Member {
-            peer: self.peer(upstream, forward.tls_ca.clone()),
-            looping: AtomicBool::new(false),
-        };
         let group = Arc::new(Group {
             zone: forward.zone.clone(),
-            members: upstreams.iter().map(member).collect(),
+            fixed: upstreams.into(),
+            endpoints: forward.endpoints.clone(),
+            tls_ca: forward.tls_ca.clone(),
+            members: ArcSwap::default(),
+            moved: Notify::new(),
             terms: Terms { ports: forward.ports, trust_ad: forward.trust_ad },
             timeout: forward.timeout,
             retransmit: (forward.retransmit_min, forward.retransmit_max),
@@ -133,7 +140,10 @@ impl Upstreams {
             loops_probed: Mutex::default(),
             metrics: Arc::clone(&self.metrics),
         });
+        let sources = locked(&self.sources);
         locked(&self.groups).push(Arc::downgrade(&group));
+        self.refresh(&group, &sources);
+        drop(sources);
         group
     }
 
@@ -222,7 +232,15 @@ struct LoopsProbed {
 /// The upstreams of one forward zone with its policy.
 pub struct Group {
     zone: Name,
-    members: Vec<Member>,
+    /// The upstreams that are written down.
+    fixed: Box<[Upstream]>,
+    /// The sets of others that come and go.
+    endpoints: Vec<Endpoints>,
+    tls_ca: Option<PathBuf>,
+    /// Who is asked at this moment.
+    members: ArcSwap<Vec<Arc<Member>>>,
+    /// Wakes exchanges in flight when `members` has changed.
+    moved: Notify,
     terms: Terms,
     timeout: Duration,
     /// Floor and ceiling of the wait before the first retransmission.
@@ -252,12 +270,12 @@ impl Group {
 
     /// Tells whether every upstream of the group counts as down at this moment.
     pub fn is_down(&self) -> bool {
-        self.members.iter().all(|member| member.peer.standing() == Standing::Down)
+        self.members.load().iter().all(|member| member.peer.standing() == Standing::Down)
     }
 
     /// Tells whether any upstream of the group ever answered anything (readiness).
     pub fn has_answered(&self) -> bool {
-        self.members.iter().any(|member| member.peer.has_answered())
+        self.members.load().iter().any(|member| member.peer.has_answered())
     }
 
     /// Locks the budget.

@@ -36,6 +36,8 @@ pub struct Peer {
     learned: Mutex<Learned>,
     in_flight: [AtomicUsize; 3],
     has_answered: AtomicBool,
+    /// It belonged to a set of endpoints and no longer does: nobody asks it.
+    is_gone: AtomicBool,
     /// How often it came back after it had been down.
     returns: AtomicU32,
 }
@@ -77,6 +79,7 @@ impl Peer {
             learned: Mutex::default(),
             in_flight: Default::default(),
             has_answered: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             returns: AtomicU32::new(0),
         }
     }
@@ -109,6 +112,25 @@ impl Peer {
     /// How often it came back after it had been down.
     pub fn returns(&self) -> u32 {
         self.returns.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether the upstream has vanished.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Acquire)
+    }
+
+    /// Notes that the upstream has vanished; closes its kept sockets and connections.
+    pub fn vanish(&self) {
+        self.is_gone.store(true, Ordering::Release);
+        self.pool.clear();
+        self.connections.set_shut(true);
+    }
+
+    /// Notes that the upstream is there, perhaps again.
+    pub fn appear(&self) {
+        if self.is_gone.swap(false, Ordering::AcqRel) {
+            self.connections.set_shut(false);
+        }
     }
 
     /// Tells whether anything ever came back.
@@ -222,7 +244,7 @@ impl Peer {
     /// down, and the one that went wrong, for upstreams that serve few zones and drop all else.
     pub fn due_probes(&self, now: Instant) -> Vec<Query> {
         let mut learned = self.learned();
-        if !learned.health.is_probe_due(now) {
+        if self.is_gone() || !learned.health.is_probe_due(now) {
             return Vec::new();
         }
         let root = Query::new(Name::root(), Qtype::NS);

@@ -91,6 +91,13 @@ impl Pool {
         }
     }
 
+    /// Closes all idle sockets.
+    pub fn clear(&self) {
+        for class in PortClass::ALL {
+            self.shelves(class).0.clear();
+        }
+    }
+
     /// Locks one class.
     fn shelves(&self, class: PortClass) -> MutexGuard<'_, Shelves> {
         self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner)

@@ -47,7 +47,7 @@ impl Group {
     /// The state of this moment.
     pub fn status(&self) -> GroupStatus {
         let now = crate::clock::now();
-        let upstream = |member: &super::Member| {
+        let upstream = |member: &Arc<super::Member>| {
             let (peer, view) = (&member.peer, member.peer.view());
             let (metrics, style) = (&peer.metrics, peer.style(false, now));
             UpstreamStatus {
@@ -72,7 +72,7 @@ impl Group {
         GroupStatus {
             zone: self.zone.clone(),
             ports: self.terms.ports,
-            upstreams: self.members.iter().map(upstream).collect(),
+            upstreams: self.members.load().iter().map(upstream).collect(),
         }
     }
 }

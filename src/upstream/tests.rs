@@ -32,6 +32,7 @@ fn forward() -> Forward {
     Forward {
         zone: Name::root(),
         upstreams: UpstreamSource::Fixed(Vec::new()),
+        endpoints: Vec::new(),
         ports: PortPolicy::PerQuery,
         timeout: 1500 * MS,
         retransmit_min: 400 * MS,

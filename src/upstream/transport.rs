@@ -10,7 +10,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -219,6 +219,8 @@ pub struct Connections {
     metrics: UpstreamMetrics,
     /// Locked while one is being made, so that those who need it wait for the same.
     slots: [tokio::sync::Mutex<Slot>; MAX_CONNECTIONS],
+    /// Nobody may be asked here any more.
+    is_shut: AtomicBool,
 }
 
 /// The place of one connection.
@@ -238,7 +240,7 @@ impl std::fmt::Debug for Connections {
 impl Connections {
     /// No connection yet.
     pub fn new(dial: Dial, metrics: UpstreamMetrics) -> Self {
-        Self { dial, metrics, slots: Default::default() }
+        Self { dial, metrics, slots: Default::default(), is_shut: AtomicBool::new(false) }
     }
 
     /// Sends a query over a kept connection and gives back the response message.
@@ -314,6 +316,9 @@ impl Connections {
             // Another query's attempt failed while this one waited for it.
             return Err(broken.clone());
         }
+        if self.is_shut() {
+            return Err(Broken::Unreachable("the endpoint is gone".into()));
+        }
         self.metrics.opened.inc();
         let exchange = match self.dial.connect().await {
             Ok(exchange) => exchange,
@@ -328,6 +333,9 @@ impl Connections {
             in_flight: AtomicUsize::new(0),
             heard: Mutex::new(clock::now()),
         });
+        if self.is_shut() {
+            return Err(Broken::Unreachable("the endpoint is gone".into()));
+        }
         slot.live = Some(Arc::clone(&live));
         Ok(live)
     }
@@ -349,11 +357,24 @@ impl Connections {
         }
     }
 
-    /// Closes the connections that idle.
+    /// Tells whether the endpoint is gone.
+    fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::SeqCst)
+    }
+
+    /// Closes all connections and makes no more, or allows them again.
+    ///
+    /// One that is being made at this very moment is not kept, or closed by the next sweep.
+    pub fn set_shut(&self, shut: bool) {
+        self.is_shut.store(shut, Ordering::SeqCst);
+        self.sweep(clock::now());
+    }
+
+    /// Closes the connections that idle; all of them where the endpoint is gone.
     pub fn sweep(&self, now: Instant) {
         for slot in &self.slots {
             if let Ok(mut slot) = slot.try_lock()
-                && slot.live.as_ref().is_some_and(|live| live.is_idle(now))
+                && slot.live.as_ref().is_some_and(|live| self.is_shut() || live.is_idle(now))
             {
                 slot.live = None;
             }
