@@ -110,7 +110,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ("clients", "stub resolvers", &[]),
     ("backend", "upstream", &[]),
     ("proxy", "forward", &[]),
-    ("mesh", "coalesce", &[]),
+    ("mesh", "coalesce", &["configure_mesh"]), // plotters'
     ("dedup", "coalesce", &[".dedup()"]),
     ("graceful", "drain", &["with_graceful_shutdown"]), // axum's
 ];

@@ -1,13 +1,18 @@
-//! DNS latency in numbers: percentiles of what stub resolvers waited.
+//! DNS latency in numbers: percentiles of what stub resolvers waited, and how people see them.
 //!
-//! It refuses to send anything: `stub` does that.
+//! It refuses to send anything: `stub` does that. [`plot`] draws, [`page`] is the paper that plots and
+//! tables stand on, [`progress`] tells what goes on meanwhile.
+
+pub mod page;
+pub mod plot;
+pub mod progress;
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Microseconds that can be told apart at the top of the scale: 60 s.
-const MOST_US: u64 = 60_000_000;
+/// The top of the scale in nanoseconds: 60 s.
+const MOST_NS: u64 = 60_000_000_000;
 
 /// Latencies, to three digits.
 pub struct Latencies {
@@ -17,7 +22,8 @@ pub struct Latencies {
 impl Default for Latencies {
     /// No latencies yet.
     fn default() -> Self {
-        let histogram = Histogram::new_with_bounds(1, MOST_US, 3);
+        // From 128 ns on: three digits of what a network can do.
+        let histogram = Histogram::new_with_bounds(128, MOST_NS, 3);
         Self { histogram: histogram.expect("the bounds are in order and three digits are allowed") }
     }
 }
@@ -25,18 +31,34 @@ impl Default for Latencies {
 impl Latencies {
     /// Takes one in; more than a minute counts as a minute.
     pub fn record(&mut self, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(MOST_US);
-        self.histogram.saturating_record(micros.clamp(1, MOST_US));
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(MOST_NS);
+        self.histogram.saturating_record(nanos.min(MOST_NS));
     }
 
     /// The latency that `share` (0.0 to 1.0) of all do not exceed; zero when there are none.
     pub fn quantile(&self, share: f64) -> Duration {
-        Duration::from_micros(self.histogram.value_at_quantile(share))
+        Duration::from_nanos(self.histogram.value_at_quantile(share))
     }
 
     /// The longest.
     pub fn max(&self) -> Duration {
-        Duration::from_micros(self.histogram.max())
+        Duration::from_nanos(self.histogram.max())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    /// The mean.
+    pub fn mean(&self) -> Duration {
+        Duration::from_secs_f64(self.histogram.mean().max(0.0) / 1e9)
+    }
+
+    /// Takes in all of another.
+    pub fn add(&mut self, other: &Self) {
+        // Both have the same bounds, so nothing is out of range.
+        let _ = self.histogram.add(&other.histogram);
     }
 }
 

@@ -1,0 +1,285 @@
+//! Plots as inline SVG: lines over axes whose ticks we choose ourselves.
+//!
+//! Values become plain coordinates here (logarithms, nines), so that every plot is of one kind.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::time::Duration;
+
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::prelude::*;
+
+use super::Latencies;
+
+/// Width and height in CSS pixels; the page scales it down where there is less room.
+const SIZE: (u32, u32) = (980, 420);
+/// Colours that stay apart for the colour-blind and in grey (Okabe and Ito).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(0, 0, 0),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+/// Where the percentile axis has its ticks.
+const NINES: [(f64, &str); 6] =
+    [(0.0, "min"), (0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (0.9999, "p99.99")];
+
+/// One line with its name.
+pub struct Line<'a> {
+    pub label: &'a str,
+    /// Coordinates on the axes of its plot, from left to right.
+    pub points: Vec<(f64, f64)>,
+    /// A companion of the line before it, in that one's colour.
+    pub is_thin: bool,
+}
+
+/// An axis: what it shows, and the places that have a label.
+#[derive(Clone)]
+pub struct Axis {
+    title: String,
+    ticks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    /// Latencies on a logarithmic scale that holds all of `shown`.
+    pub fn latency(shown: impl IntoIterator<Item = Duration>) -> Self {
+        let logs: Vec<f64> = shown.into_iter().map(log_of).collect();
+        let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (least, most) = if least > most { (2.0, 3.0) } else { (least, most) };
+        let steps = (-9..30).map(|step| {
+            let mantissa = [1.0, 2.0, 5.0][usize::try_from((step + 9) % 3).unwrap_or(0)];
+            mantissa * 10_f64.powi((step + 9) / 3 - 3)
+        });
+        let all: Vec<f64> = steps.map(f64::log10).collect();
+        let first = all.iter().rposition(|log| *log <= least).unwrap_or(0);
+        let last = all.iter().position(|log| *log >= most).unwrap_or(all.len() - 1);
+        let inside = all.get(first..=last.max(first + 1)).unwrap_or_default();
+        // With many decades only the tens have a label.
+        let is_kept = |log: &&f64| inside.len() <= 12 || (*log - log.round()).abs() < 1e-9;
+        let mut ticks: Vec<_> = inside.iter().filter(is_kept).map(labelled).collect();
+        for end in [inside.first(), inside.last()].into_iter().flatten() {
+            if !ticks.iter().any(|(at, _)| at == end) {
+                ticks.push((*end, String::new()));
+            }
+        }
+        Self { title: "latency".to_owned(), ticks }
+    }
+
+    /// Percentiles, each nine as wide as the one before.
+    pub fn percentiles() -> Self {
+        let ticks = NINES.map(|(share, label)| (nines(share), label.to_owned()));
+        Self { title: "share of lookups that waited no longer".to_owned(), ticks: ticks.into() }
+    }
+
+    /// Plain numbers from `from` to `to`, with a label that ends in `unit`.
+    pub fn plain(title: impl Display, from: f64, to: f64, unit: &str) -> Self {
+        let step = step_for((to - from).max(f64::MIN_POSITIVE));
+        let (first, last) = ((from / step).floor(), (to / step).ceil());
+        let mut ticks = Vec::new();
+        let mut at = first;
+        while at <= last {
+            ticks.push((at * step, format!("{}{unit}", trim(at * step))));
+            at += 1.0;
+        }
+        Self { title: title.to_string(), ticks }
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let Range { start, end } = self.range();
+        let width = f64::from(limit.1 - limit.0);
+        limit.0 + ((value - start) / (end - start) * width).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.ticks.iter().map(|(at, _)| *at).collect()
+    }
+
+    /// The first and the last tick.
+    fn range(&self) -> Range<f64> {
+        let at = self.ticks.iter().map(|(at, _)| *at);
+        let (from, to) = (at.clone().fold(f64::INFINITY, f64::min), at.fold(f64::MIN, f64::max));
+        if to > from { from..to } else { from..from + 1.0 }
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format(value: &f64) -> String {
+        trim(*value)
+    }
+
+    fn format_ext(&self, value: &f64) -> String {
+        let near = self.ticks.iter().find(|(tick, _)| (tick - value).abs() < 1e-9);
+        near.map_or(String::new(), |(_, label)| label.clone())
+    }
+}
+
+/// A tick of a logarithmic axis, with its label.
+fn labelled(log: &f64) -> (f64, String) {
+    let micros = 10_f64.powf(*log);
+    let label = match micros {
+        m if m < 1.0 => format!("{} ns", trim(m * 1000.0)),
+        m if m < 1000.0 => format!("{} µs", trim(m)),
+        m if m < 1_000_000.0 => format!("{} ms", trim(m / 1000.0)),
+        m => format!("{} s", trim(m / 1_000_000.0)),
+    };
+    (*log, label)
+}
+
+/// A number with at most three decimals, without zeroes behind.
+fn trim(number: f64) -> String {
+    let text = format!("{number:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A round step that gives five to twelve ticks.
+fn step_for(width: f64) -> f64 {
+    let decade = 10_f64.powf(width.log10().floor() - 1.0);
+    let fits = |factor: &f64| width / (decade * factor) <= 12.0;
+    [1.0, 2.0, 5.0, 10.0].into_iter().find(fits).unwrap_or(10.0) * decade
+}
+
+/// The coordinate of a latency: the logarithm of its microseconds.
+pub fn log_of(latency: Duration) -> f64 {
+    (latency.as_secs_f64() * 1e6).max(0.001).log10()
+}
+
+/// The coordinate of a share of all: how many nines it has; half of all is 0.3.
+pub fn nines(share: f64) -> f64 {
+    -(1.0 - share.min(0.999_999)).log10()
+}
+
+/// The percentile curve of `latencies`, as far as there are lookups to tell.
+pub fn curve(latencies: &Latencies) -> Vec<(f64, f64)> {
+    shares(latencies.count())
+        .into_iter()
+        .map(|share| (nines(share), log_of(latencies.quantile(share))))
+        .collect()
+}
+
+/// Shares from 0 to 0.9999, no further than `count` lookups can tell.
+pub fn shares(count: u64) -> Vec<f64> {
+    let most = nines(1.0 - 1.0 / count.max(2) as f64).min(4.0);
+    let last = most / 0.02;
+    let mut shares = Vec::new();
+    let mut at = 0.0;
+    while at <= last {
+        shares.push(1.0 - 10_f64.powf(-at * 0.02));
+        at += 1.0;
+    }
+    shares
+}
+
+/// Draws the lines; the SVG has a `viewBox` and no outer references.
+pub fn svg(x: &Axis, y: &Axis, lines: &[Line<'_>]) -> String {
+    let mut out = String::new();
+    // Drawing into a text does not fail; what would be an empty plot is told by its emptiness.
+    let _ = draw(&mut out, x, y, lines);
+    out
+}
+
+/// Draws into `out`.
+fn draw(
+    out: &mut String,
+    x: &Axis,
+    y: &Axis,
+    lines: &[Line<'_>],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(out, SIZE).into_drawing_area();
+    let mut chart = ChartBuilder::on(&root)
+        .margin(12)
+        .x_label_area_size(48)
+        .y_label_area_size(76)
+        .build_cartesian_2d(x.clone(), y.clone())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(RGBColor(215, 215, 215))
+        .axis_style(RGBColor(120, 120, 120))
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 14))
+        .x_desc(&x.title)
+        .y_desc(&y.title)
+        // All of our ticks, and no more.
+        .x_labels(x.ticks.len())
+        .y_labels(y.ticks.len())
+        .draw()?;
+    let mut colour = COLOURS.iter().cycle();
+    let mut current = COLOURS[0];
+    for line in lines {
+        if !line.is_thin {
+            current = *colour.next().unwrap_or(&COLOURS[0]);
+        }
+        let style = match line.is_thin {
+            true => current.mix(0.45).stroke_width(1),
+            false => current.stroke_width(2),
+        };
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+            .label(line.label)
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+    }
+    if lines.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .margin(8)
+            .legend_area_size(28)
+            .label_font(("sans-serif", 14))
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(200, 200, 200))
+            .draw()?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_axis_holds_everything_and_labels_round_values() {
+        let axis = Axis::latency([Duration::from_micros(130), Duration::from_millis(7)]);
+        let labels: Vec<_> = axis.ticks.iter().map(|(_, label)| label.as_str()).collect();
+        assert_eq!(labels, ["100 µs", "200 µs", "500 µs", "1 ms", "2 ms", "5 ms", "10 ms"]);
+        let wide = Axis::latency([Duration::from_micros(20), Duration::from_secs(10)]);
+        assert!(wide.ticks.len() <= 12, "{}", wide.ticks.len());
+        assert!(wide.range().end >= log_of(Duration::from_secs(10)));
+        assert_eq!(Axis::latency([]).range(), 2.0..3.0);
+    }
+
+    #[test]
+    fn a_curve_ends_where_the_lookups_can_tell_no_more() {
+        let mut latencies = Latencies::default();
+        (1..=100).for_each(|millis| latencies.record(Duration::from_millis(millis)));
+        let curve = curve(&latencies);
+        let (x, y) = *curve.last().expect("points");
+        assert!((1.9..=2.001).contains(&x), "{x}");
+        assert!((y - log_of(Duration::from_millis(99))).abs() < 0.01, "{y}");
+        assert!(curve.is_sorted_by(|one, other| one.0 < other.0 && one.1 <= other.1));
+    }
+
+    #[test]
+    fn a_plot_is_one_svg_with_a_line_for_each_series_and_no_outside() {
+        let (x, y) = (Axis::percentiles(), Axis::plain("ratio", 0.8, 1.3, "×"));
+        let line = |label| Line { label, points: vec![(0.0, 0.9), (2.0, 1.1)], is_thin: false };
+        let text = svg(&x, &y, &[line("198.18.0.1"), line("198.18.0.2 <b>")]);
+        assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"), "{text}");
+        assert!(text.contains("viewBox") && text.contains("p99.99") && text.contains("1.1×"));
+        assert_eq!(
+            text.matches("stroke-width=\"2\" points").count(),
+            4,
+            "two lines and their legend"
+        );
+        assert!(text.contains("&lt;b&gt;") && !text.contains("href"));
+    }
+}
