@@ -68,18 +68,29 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["moka"], &["src/cache/mod.rs"]),
     (&["netlink_sys", "netlink_packet_core", "netlink_packet_route"], &["src/netlink/"]),
     (&["hdrhistogram", "plotters", "indicatif"], &["src/bench/"]),
-    (&["kube", "k8s_openapi"], &["src/cluster/watch.rs"]),
+    (
+        &["kube", "k8s_openapi", "http"],
+        &["src/cluster/feed.rs", "src/cluster/api.rs", "src/cluster/trouble.rs"],
+    ),
+    (&["hyper_util", "hyper_rustls", "tower"], &["src/cluster/api.rs"]),
     (&["serde_saphyr"], &["src/cluster/files.rs"]),
     (&["axum"], &["src/admin/"]),
     (&["prometheus_client"], &["src/admin/", "src/metrics/"]),
     (&["clap", "clap_complete", "clap_mangen"], &["src/cli/", "src/main.rs"]),
     (&["toml", "strsim"], &["src/config/"]),
-    (&["serde_json"], &["src/admin/", "src/cli/"]),
+    (&["serde_json"], &["src/admin/", "src/cli/", "src/cluster/feed.rs"]),
     (&["tracing_subscriber"], &["src/telemetry.rs"]),
     (&["async_trait"], &["src/serve/handler.rs", "src/lab/authority.rs"]), // as hickory's RequestHandler is declared
     (
         &["rand"],
-        &["src/upstream/", "src/resolve/", "src/stub/", "src/telemetry.rs", "src/intercept/"],
+        &[
+            "src/upstream/",
+            "src/resolve/",
+            "src/stub/",
+            "src/telemetry.rs",
+            "src/intercept/",
+            "src/cluster/feed.rs",
+        ],
     ),
 ];
 
@@ -105,6 +116,9 @@ const WORDS: &[(&str, &str, &[&str])] = &[
             "admin::client",
             "src/admin/",
             "src/upstream/",
+            "src/cluster/api.rs", // kube's
+            "src/cluster/feed.rs",
+            "src/cluster/watch.rs",
         ],
     ),
     ("clients", "stub resolvers", &[]),

@@ -7,7 +7,17 @@
 //!
 //! Read [`object`] first: what is known of an object.
 
+#[cfg(feature = "kubernetes")]
+mod api;
+#[cfg(feature = "kubernetes")]
+mod backoff;
+#[cfg(feature = "kubernetes")]
+mod feed;
 pub mod object;
+#[cfg(feature = "kubernetes")]
+mod trouble;
+#[cfg(feature = "kubernetes")]
+pub mod watch;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -50,8 +60,8 @@ pub enum Stream {
     Services,
     /// EndpointSlices with the label of headless Services.
     Headless,
-    /// EndpointSlices of one Service, by its name.
-    Of(ServiceKey),
+    /// EndpointSlices asked for by the names of their Services.
+    Named,
     Pods,
     /// One manifest, by a number that its source gives.
     File(u32),

@@ -7,6 +7,7 @@
 mod scrape;
 mod table;
 mod tally;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -19,6 +20,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub use table::TABLE;
 pub use tally::{Tally, ThreadTally};
+pub use watch::{ApiResource, ApiVerb, WatchMetrics};
 
 use crate::dns::name::Name;
 use crate::dns::{Qtype, Rcode};
@@ -217,6 +219,7 @@ pub struct Metrics {
     pub forward: ForwardMetrics,
     pub life: LifeMetrics,
     pub intercept: InterceptMetrics,
+    pub watch: WatchMetrics,
     tallies: Arc<Mutex<Tallies>>,
     upstreams: Arc<Mutex<BTreeMap<String, UpstreamMetrics>>>,
 }

@@ -91,6 +91,7 @@ impl Collector for Scrape {
         self.cache(&zones, &mut families)?;
         proxies(&upstreams, &mut families)?;
         self.plain(&mut families)?;
+        self.metrics.watch.write(&mut families)?;
         upstream_counters(&upstreams, &mut families)
     }
 }
@@ -303,7 +304,7 @@ fn upstream_counters(
 }
 
 /// The labels of one sample.
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// A histogram's upper bounds, and what its sum is divided by to reach the unit of its name.
 struct Scale {
@@ -318,7 +319,7 @@ const SECONDS: Scale = Scale { bounds: tally::duration_bounds, divisor: 1e9 };
 const BYTES: Scale = Scale { bounds: tally::size_bounds, divisor: 1.0 };
 
 /// Writes families that [`TABLE`] describes.
-struct Families<'a>(DescriptorEncoder<'a>);
+pub(super) struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
     /// Writes the head of the family `name` and gives back the encoder of its samples.
@@ -335,7 +336,7 @@ impl Families<'_> {
     }
 
     /// Writes a family of counters.
-    fn counters<'l>(
+    pub(super) fn counters<'l>(
         &mut self,
         name: &str,
         samples: impl IntoIterator<Item = (Labels<'l>, u64)>,
@@ -352,7 +353,7 @@ impl Families<'_> {
     }
 
     /// Writes a family of gauges.
-    fn gauges<'l>(
+    pub(super) fn gauges<'l>(
         &mut self,
         name: &str,
         samples: impl IntoIterator<Item = (Labels<'l>, i64)>,

@@ -1,0 +1,76 @@
+//! The way to the API server: one HTTP/2 connection that notices a dead peer.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Http;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::{Body, ClientBuilder, ConfigExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tower::{BoxError, ServiceExt};
+
+use super::watch::WatchError;
+
+/// How long a connection attempt may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How often a quiet connection is asked whether it lives, and how long it may take to say so
+/// (client-go's own values).
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_LIMIT: Duration = Duration::from_secs(15);
+
+/// How many bytes the API server may send ahead of our reading, in a first list above all.
+const WINDOW: u32 = 1 << 20;
+
+/// A way to the API server that `kubeconfig` names, or the pod's service account.
+///
+/// # Errors
+/// When there is neither, or it cannot be used; that the server is away is none.
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, WatchError> {
+    let config = match kubeconfig {
+        Some(path) => from_file(path).await?,
+        None => Config::incluster().map_err(|error| WatchError::NoServiceAccount(error.into()))?,
+    };
+    client(&config).map_err(|error| WatchError::Unusable(error.into()))
+}
+
+/// The configuration that a kubeconfig's current context says.
+async fn from_file(path: &Path) -> Result<Config, WatchError> {
+    let wrong = |source| WatchError::Kubeconfig { path: path.to_owned(), source };
+    let read = Kubeconfig::read_from(path).map_err(|error| wrong(error.into()))?;
+    let options = KubeConfigOptions::default();
+    Config::from_custom_kubeconfig(read, &options).await.map_err(|error| wrong(error.into()))
+}
+
+/// As kube makes it, but with HTTP/2, so that all watches share one connection, and with pings.
+fn client(config: &Config) -> Result<Client, kube::Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(PING_EVERY));
+    tcp.set_nodelay(true);
+    let tls = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?);
+    let mut tls = tls.https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name =
+            name.clone().try_into().map_err(|error| kube::Error::Service(Box::new(error)))?;
+        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    let http: Http<_, Body> = Http::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_LIMIT)
+        .http2_initial_stream_window_size(WINDOW)
+        .http2_initial_connection_window_size(WINDOW)
+        .build(tls.enable_all_versions().wrap_connector(tcp));
+    // The layers want one type of error.
+    let http = http.map_err(BoxError::from);
+    let built = ClientBuilder::new(http, "default").with_layer(&config.extra_headers_layer()?);
+    Ok(match config.auth_layer()? {
+        Some(auth) => built.with_layer(&auth).with_layer(&config.base_uri_layer()).build(),
+        None => built.with_layer(&config.base_uri_layer()).build(),
+    })
+}
