@@ -143,7 +143,7 @@ struct Source {
 
 impl Source {
     fn new(path: &str, text: &str) -> Self {
-        let is_test = path.starts_with("tests/") || path.ends_with("/tests.rs");
+        let is_test = path.starts_with("tests/") || is_tests(path);
         let code = if is_test { String::new() } else { blank(before_tests(text)) };
         Self { path: path.to_owned(), text: text.to_owned(), code }
     }
@@ -154,6 +154,11 @@ impl Source {
         let module = path.split('/').next()?;
         (module != "lib").then_some(module)
     }
+}
+
+/// Tells whether a file below `src` holds tests and nothing else.
+fn is_tests(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
 /// The part of a file before its test module. A lone item that is for tests only does not end it.
@@ -349,8 +354,7 @@ fn check_shape(source: &Source) -> Vec<String> {
         complaints.push(format!("{lines} lines before the tests; at most {MAX_LINES}"));
     }
     let parts: Vec<_> = source.path.trim_end_matches(".rs").split('/').collect();
-    let is_tests = source.path.ends_with("/tests.rs");
-    if source.path.starts_with("src/") && !is_tests && parts.len() > 3 {
+    if source.path.starts_with("src/") && !is_tests(&source.path) && parts.len() > 3 {
         complaints.push("deeper than two levels of modules".to_owned());
     }
     for part in parts.iter().filter(|part| EMPTY_NAMES.contains(part)) {

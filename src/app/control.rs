@@ -71,7 +71,9 @@ impl Control {
         let holds = move || resolver.routes().zones().any(|zone| zone.group.has_answered());
         tokio::spawn(answered.pass_once(holds, UPSTREAM_PATIENCE));
         workers[0].spawn(maintain_cache(Arc::clone(&self.front)));
-        workers[0].spawn(Arc::clone(&self.maker.upstreams).maintain());
+        workers[0].spawn(Arc::clone(&self.maker.feed.upstreams).maintain());
+        let resolver = Arc::clone(&self.front.resolver);
+        workers[0].spawn(Arc::clone(&self.maker.feed).run(resolver));
         let resolver = Arc::clone(&self.front.resolver);
         tokio::spawn(reach::watch(resolver, Arc::clone(&self.maker.reach)));
 
@@ -184,7 +186,8 @@ impl Control {
 /// The zone's name when every one of its upstreams forwards back to us.
 async fn only_loops(zone: &ForwardZone) -> Option<&Name> {
     let looping = zone.group.find_loops().await;
-    (looping.len() == zone.group.status().upstreams.len()).then_some(&zone.name)
+    let is_each = looping.len() == zone.group.status().upstreams.len();
+    (is_each && !looping.is_empty()).then_some(&zone.name)
 }
 
 /// Keys that differ and cannot be taken over while we run.

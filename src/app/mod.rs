@@ -2,9 +2,10 @@
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
 //! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, [`reach`] looks at
-//! IPv6 routes, [`inspect`] shows all of it to `admin`.
+//! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`.
 
 pub mod control;
+pub mod endpoints;
 pub mod inspect;
 pub mod reach;
 pub mod routes;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::control::{Control, Signals};
+use self::endpoints::Feed;
 use self::routes::{Maker, RoutesError};
 use self::takeover::Takeover;
 use self::workers::Workers;
@@ -113,9 +115,9 @@ impl Parts {
         let private = claims.as_ref().map(Claims::listens).unwrap_or_default();
         let asked = config.intercept.answered(config.upstream_mark);
         let listen = [&config.listen[..], &private, &asked].concat();
-        let metrics_of = Arc::clone(&metrics);
-        let maker = Maker { upstreams, metrics: metrics_of, listen, reach: Arc::default() };
-        let loop_probe = Arc::clone(maker.upstreams.loop_probe());
+        let loop_probe = Arc::clone(upstreams.loop_probe());
+        let feed = Arc::new(Feed { upstreams, listen });
+        let maker = Maker { feed, metrics: Arc::clone(&metrics), reach: Arc::default() };
         let routes = maker.routes(&config)?;
         let mut bound = serve::bind(&config.listen, &config.serve, take_over)?;
         // Nobody else can be there: the claim has seen to that, where a probe would see our own

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::endpoints::Feed;
 use super::reach;
 use crate::config::endpoint::Interfaces;
 use crate::config::loops::{Loop, loops};
-use crate::config::{Config, Forward, Listen, Upstream, UpstreamSource, resolv_conf};
+use crate::config::{Config, EndpointSource, Forward, Upstream, UpstreamSource, resolv_conf};
 use crate::dns::name::Name;
 use crate::metrics::Metrics;
 use crate::resolve::hosts::Hosts;
@@ -18,7 +19,6 @@ use crate::resolve::local::Local;
 use crate::resolve::reach::Reach;
 use crate::resolve::rewrite::Rewrite;
 use crate::resolve::route::{ForwardZone, Routes};
-use crate::upstream::Upstreams;
 
 /// Why a configuration gives no routes.
 #[derive(Debug, Error)]
@@ -36,10 +36,9 @@ pub enum RoutesError {
 
 /// What makes routes.
 pub struct Maker {
-    pub upstreams: Arc<Upstreams>,
+    /// The upstreams, and who feeds those that come and go.
+    pub feed: Arc<Feed>,
     pub metrics: Arc<Metrics>,
-    /// Every address that is ours.
-    pub listen: Vec<Listen>,
     /// Whether IPv6 leads anywhere.
     pub reach: Arc<Reach>,
 }
@@ -66,10 +65,18 @@ impl Maker {
             UpstreamSource::Fixed(upstreams) => upstreams.clone(),
             UpstreamSource::ResolvConf(path) => self.nameservers(path)?,
         };
+        // Read before the first query; `Feed::run` follows its changes.
+        for set in &forward.endpoints {
+            if let EndpointSource::File(path) = &set.source
+                && self.feed.read(path).is_none()
+            {
+                tracing::warn!(file = %path.display(), "endpoints file cannot be read yet");
+            }
+        }
         Ok(Arc::new(ForwardZone {
             name: forward.zone.clone(),
             id: self.metrics.zone(&forward.zone),
-            group: self.upstreams.group(forward, &upstreams),
+            group: self.feed.upstreams.group(forward, &upstreams),
             rewrite: Rewrite::new(forward, Arc::clone(&self.reach)),
         }))
     }
@@ -87,7 +94,7 @@ impl Maker {
         let mut looped = None;
         let mut others = Vec::new();
         for upstream in parsed.upstreams {
-            match loops(&self.listen, std::slice::from_ref(&upstream)) {
+            match loops(&self.feed.listen, std::slice::from_ref(&upstream)) {
                 Some(found) => looped = looped.or(Some(found)),
                 None => others.push(upstream),
             }
@@ -157,6 +164,7 @@ mod tests {
     use crate::dns::ttl::Ttl;
     use crate::dns::{Qtype, Rcode};
     use crate::metrics::Origin;
+    use crate::upstream::Upstreams;
     use crate::{clock, config};
 
     /// A configuration whose zone `example.org.` has these keys.
@@ -178,9 +186,8 @@ mod tests {
         let ports = config_of("").upstream_ports;
         let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
         let maker = Maker {
-            upstreams,
+            feed: Arc::new(Feed { upstreams, listen: Vec::new() }),
             metrics: Arc::clone(&metrics),
-            listen: Vec::new(),
             reach: Arc::default(),
         };
         let routes = |keys| maker.routes(&config_of(keys)).expect("routes");

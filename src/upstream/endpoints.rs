@@ -45,6 +45,11 @@ impl Upstreams {
         moved.iter().for_each(|group| group.moved.notify_waiters());
     }
 
+    /// Tells whether anybody has said who belongs to `source`.
+    pub fn knows(&self, source: &EndpointSource) -> bool {
+        locked(&self.sources).contains_key(source)
+    }
+
     /// Puts the members of this moment in force; gives back those of before.
     ///
     /// `sources` are held meanwhile: of two changes at once the later one sees both.
@@ -83,6 +88,11 @@ impl Upstreams {
 }
 
 impl Group {
+    /// The sets of endpoints that the group's upstreams are of.
+    pub fn sources(&self) -> impl Iterator<Item = &EndpointSource> {
+        self.endpoints.iter().map(|set| &set.source)
+    }
+
     /// Tells whether any of the group's upstreams are those of `source`.
     fn names(&self, source: &EndpointSource) -> bool {
         self.endpoints.iter().any(|set| set.source == *source)

@@ -646,4 +646,20 @@ mod tests {
         }
         assert_eq!(metrics.unrested.get(), 15, "ten ports, each used once before its rest");
     }
+
+    #[test]
+    fn sockets_carry_the_mark_where_that_is_permitted_and_none_is_tried_where_it_is_not() {
+        const MARK: u32 = 0x306e;
+        let range = PortRange { first: 29_000, last: 29_299, reserved: Vec::new() };
+        let plain = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let is_permitted = SockRef::from(&plain).set_mark(MARK).is_ok();
+        for (mark, expected) in [(MARK, if is_permitted { MARK } else { 0 }), (0, 0)] {
+            let ports = Ports::new(range.clone(), mark, PortMetrics::default());
+            let towards = ports.towards("127.0.0.1:9".parse().expect("an address"));
+            let (socket, _lease) = towards.socket(PortClass::A, REST).expect("a port");
+            assert_eq!(SockRef::from(&socket).mark().expect("readable"), expected);
+            let is_tried = !ports.unmarked.load(Ordering::Relaxed);
+            assert_eq!(is_tried, mark != 0 && is_permitted);
+        }
+    }
 }

@@ -1,0 +1,179 @@
+//! Feeds upstreams that come and go: host names are resolved again when their TTL ends, files read again
+//! when they change. Services are fed by the cluster watch.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::task::JoinSet;
+
+use crate::clock;
+use crate::config::endpoint::DNS_PORT;
+use crate::config::endpoints::parse_file;
+use crate::config::loops::loops;
+use crate::config::{EndpointSource, Listen, Transport, Upstream};
+use crate::dns::Qtype;
+use crate::dns::name::Name;
+use crate::dns::query::Query;
+use crate::dns::response::{Aging, Section};
+use crate::dns::ttl::Ttl;
+use crate::resolve::{Carrier, Resolver, Response};
+use crate::upstream::Upstreams;
+
+/// How often files are looked at: a stat each, and a deleted endpoint shall be gone within 100 ms.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How often is looked for names that are due.
+const NAMES_EVERY: Duration = Duration::from_millis(500);
+
+/// A name is not resolved more often than this, whatever its TTL.
+const LEAST_TTL: Duration = Duration::from_secs(5);
+
+/// A name is resolved at least so often, whatever its TTL.
+const MOST_TTL: Duration = Duration::from_secs(3600);
+
+/// How soon a name that could not be resolved is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What the feed works with.
+pub struct Feed {
+    pub upstreams: Arc<Upstreams>,
+    /// Every address that is ours: none of them is asked.
+    pub listen: Vec<Listen>,
+}
+
+/// What tells one state of a file from another: when it was changed, and its size.
+type Stamp = (SystemTime, u64);
+
+impl Feed {
+    /// Takes over who belongs to `source` now, ourselves left out.
+    pub fn set(&self, source: &EndpointSource, mut addresses: Vec<SocketAddr>) {
+        addresses.retain(|address| {
+            let upstream = Upstream { address: *address, transport: Transport::Udp };
+            loops(&self.listen, &[upstream]).is_none()
+        });
+        self.upstreams.set_endpoints(source, &addresses);
+    }
+
+    /// Reads an endpoints file; one that is missing keeps what was read from it before.
+    pub fn read(&self, path: &Path) -> Option<Stamp> {
+        let stamp = stamp(path)?;
+        let text = String::from_utf8_lossy(&std::fs::read(path).ok()?).into_owned();
+        let (addresses, broken) = parse_file(&text);
+        if !broken.is_empty() {
+            tracing::warn!(file = %path.display(), lines = ?broken, "broken lines left out");
+        }
+        self.set(&EndpointSource::File(path.to_owned()), addresses);
+        Some(stamp)
+    }
+
+    /// Feeds for ever what the routes in force name.
+    ///
+    /// # Cancel safety
+    /// What was said last stays in force.
+    pub async fn run(self: Arc<Self>, resolver: Arc<Resolver>) {
+        let mut files: HashMap<PathBuf, Option<Stamp>> = HashMap::new();
+        let mut names: HashMap<Name, Instant> = HashMap::new();
+        let mut lookups = JoinSet::new();
+        loop {
+            let sources = sources(&resolver);
+            self.look_at_files(&sources, &mut files);
+            names.retain(|name, _| sources.contains(&EndpointSource::Name(name.clone())));
+            while let Some(Ok((name, next))) = lookups.try_join_next() {
+                names.insert(name, next);
+            }
+            let now = clock::now();
+            for source in &sources {
+                let EndpointSource::Name(name) = source else { continue };
+                if names.get(name).is_none_or(|due| *due <= now) {
+                    // Not again before this lookup has ended.
+                    names.insert(name.clone(), now + MOST_TTL);
+                    lookups.spawn(Arc::clone(&self).look_up(name.clone(), Arc::clone(&resolver)));
+                }
+            }
+            tokio::time::sleep(if files.is_empty() { NAMES_EVERY } else { LOOK_EVERY }).await;
+        }
+    }
+
+    /// Reads the files that have changed since they were read last.
+    fn look_at_files(
+        &self,
+        sources: &HashSet<EndpointSource>,
+        files: &mut HashMap<PathBuf, Option<Stamp>>,
+    ) {
+        files.retain(|path, _| sources.contains(&EndpointSource::File(path.clone())));
+        for source in sources {
+            let EndpointSource::File(path) = source else { continue };
+            let known = files.entry(path.clone()).or_default();
+            let found = stamp(path);
+            if found.is_some() && found != *known {
+                *known = self.read(path);
+            }
+        }
+    }
+
+    /// Resolves a name and gives back when it is due again. One that cannot be resolved keeps the addresses
+    /// that it had.
+    async fn look_up(self: Arc<Self>, name: Name, resolver: Arc<Resolver>) -> (Name, Instant) {
+        let source = EndpointSource::Name(name.clone());
+        let (mut addresses, mut ttl, mut is_whole) = (Vec::new(), MOST_TTL, true);
+        for qtype in [Qtype::A, Qtype::AAAA] {
+            let query = Query::new(name.clone(), qtype);
+            match resolver.resolve(&query, Carrier::Stream).await {
+                Ok(response) => ttl = ttl.min(take_addresses(&response, &mut addresses)),
+                Err(error) => {
+                    tracing::debug!(%name, %qtype, %error, "upstream's name not resolved");
+                    is_whole = false;
+                }
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses.is_empty() {
+            tracing::warn!(%name, "upstream's name has no address; those that it had are kept");
+            return (name, clock::now() + RETRY);
+        }
+        // Half an answer would take the other family's endpoints away.
+        if is_whole || !self.upstreams.knows(&source) {
+            self.set(&source, addresses);
+        }
+        (name, clock::now() + if is_whole { ttl } else { RETRY })
+    }
+}
+
+/// The sets of endpoints that the routes in force name.
+fn sources(resolver: &Resolver) -> HashSet<EndpointSource> {
+    let routes = resolver.routes();
+    routes.zones().flat_map(|zone| zone.group.sources().cloned().collect::<Vec<_>>()).collect()
+}
+
+/// Adds the addresses of a response; gives back for how long they hold, within our bounds.
+fn take_addresses(response: &Response, out: &mut Vec<SocketAddr>) -> Duration {
+    let encoded = response.entry.encoded();
+    let wire = encoded.as_wire();
+    let in_answer = encoded.records().filter(|(section, _)| *section == Section::Answer);
+    for (_, record) in in_answer {
+        let rdata = wire.get(record.rdata..record.end).unwrap_or_default();
+        let ip: Option<IpAddr> = match Qtype(record.rtype) {
+            Qtype::A => <[u8; 4]>::try_from(rdata).ok().map(|raw| Ipv4Addr::from(raw).into()),
+            Qtype::AAAA => <[u8; 16]>::try_from(rdata).ok().map(|raw| Ipv6Addr::from(raw).into()),
+            _ => None,
+        };
+        out.extend(ip.map(|ip| SocketAddr::new(ip, DNS_PORT)));
+    }
+    let ttl = encoded.min_ttl().map_or(LEAST_TTL, Ttl::as_duration);
+    let left = match response.aging {
+        Aging::Fresh => ttl,
+        Aging::Elapsed(secs) => ttl.saturating_sub(Duration::from_secs(secs.into())),
+        Aging::Stale => Duration::ZERO,
+    };
+    left.clamp(LEAST_TTL, MOST_TTL)
+}
+
+/// The state of a file at this moment; `None` where it is missing.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}

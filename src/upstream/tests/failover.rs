@@ -1,0 +1,182 @@
+//! Silence, loss, failures: who is asked next, and how soon.
+
+use super::*;
+
+#[tokio::test]
+async fn a_silent_upstream_is_overtaken_by_another_one_on_another_port() {
+    let (dead, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let group = upstreams().0.group(&eager(), &[udp(&dead), udp(&alive)]);
+    let began = Instant::now();
+    for n in 0..20 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(dead.count() <= 6, "a suspect is asked last: {}", dead.count());
+}
+
+#[tokio::test]
+async fn a_lost_query_is_sent_again_from_another_port() {
+    let one =
+        Scripted::start(|seen| if seen.index < 3 { Vec::new() } else { well_behaved(seen) }).await;
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
+    group.exchange(&query("example.org", Qtype::AAAA)).await.expect("an answer");
+    let ports: std::collections::HashSet<_> =
+        one.seen().iter().map(|seen| seen.from.port()).collect();
+    assert_eq!(ports.len(), one.count(), "each from a port of its own");
+    assert!(ports.iter().all(|port| PortClass::of_port(*port) == PortClass::Aaaa));
+}
+
+#[tokio::test]
+async fn a_failure_is_taken_to_another_upstream_and_else_reported() {
+    for code in [Rcode::SERVFAIL, Rcode::REFUSED, Rcode::FORMERR, Rcode::NOTIMP] {
+        let failing = Scripted::start(rcode(code)).await;
+        let good = Scripted::start(well_behaved).await;
+        for _ in 0..10 {
+            let both = group(&[&failing, &good]);
+            both.exchange(&query("example.org", Qtype::A)).await.expect("the other one answers");
+        }
+        let error = group(&[&failing]).exchange(&query("example.org", Qtype::A)).await;
+        assert!(
+            matches!(&error, Err(ExchangeError::Failed { rcode, .. }) if *rcode == code),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_waited_for_although_the_other_upstream_failed() {
+    for other in [Rcode::SERVFAIL, Rcode::REFUSED] {
+        let slow = Scripted::start(|seen| [vec![Act::Wait(900 * MS)], well_behaved(seen)].concat());
+        let (slow, failing) = (slow.await, Scripted::start(rcode(other)).await);
+        let group = upstreams().0.group(&eager(), &[udp(&slow), udp(&failing)]);
+        group.exchange(&query("example.org", Qtype::A)).await.expect("the slow one answers");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_name_does_not_bring_its_upstream_down() {
+    let one = Scripted::start(|seen| match seen.qtype() {
+        Qtype::A => [vec![Act::Wait(1400 * MS)], well_behaved(seen)].concat(),
+        _ => well_behaved(seen),
+    })
+    .await;
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let group = upstreams.group(&Forward { timeout: 2000 * MS, ..eager() }, &[udp(&one)]);
+    let asking = tokio::spawn({
+        let group = Arc::clone(&group);
+        async move { group.exchange(&query("slow.example.org", Qtype::A)).await }
+    });
+    while !asking.is_finished() {
+        assert!(!group.is_down());
+        tokio::time::sleep(5 * MS).await;
+    }
+    asking.await.expect("no panic").expect("an answer");
+}
+
+#[tokio::test]
+async fn a_closed_port_is_noticed_at_once() {
+    let gone = Scripted::start(silent).await;
+    let address = gone.address;
+    drop(gone);
+    tokio::time::sleep(50 * MS).await;
+    let upstream = Upstream { address, transport: Transport::Udp };
+    let group = upstreams().0.group(&forward(), &[upstream]);
+    let began = Instant::now();
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    assert!(began.elapsed() < 100 * MS, "{:?}", began.elapsed());
+    assert!(group.is_down());
+}
+
+#[tokio::test]
+async fn silence_ends_with_the_timeout_of_the_zone() {
+    let one = Scripted::start(silent).await;
+    let began = Instant::now();
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Timeout { .. })), "{error:?}");
+    let waited = began.elapsed();
+    assert!(waited >= 1500 * MS && waited < 1700 * MS, "{waited:?}");
+    assert!((5..=30).contains(&one.count()), "{}", one.count());
+}
+
+#[tokio::test]
+async fn an_upstream_that_comes_back_is_noticed_within_two_seconds() {
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let gone = Scripted::start(silent).await;
+    let address = gone.address;
+    let group = upstreams.group(&forward(), &[udp(&gone)]);
+    drop(gone);
+    tokio::time::sleep(50 * MS).await;
+    group.exchange(&query("example.org", Qtype::A)).await.expect_err("nobody listens");
+    assert!(group.is_down() && !group.has_answered());
+    tokio::time::sleep(600 * MS).await;
+    assert!(group.is_down(), "probes of a closed port bring nothing back");
+    let back = Scripted::start_at(address, rcode(Rcode::REFUSED)).await;
+    let began = Instant::now();
+    while group.is_down() {
+        assert!(began.elapsed() < Duration::from_secs(2), "still down");
+        tokio::time::sleep(10 * MS).await;
+    }
+    assert!(group.has_answered() && back.count() > 0);
+}
+
+#[tokio::test]
+async fn queries_are_answered_soon_although_half_of_them_are_lost() {
+    // 30 % each way: 51 % of the queries stay without a response.
+    let one =
+        Scripted::start(
+            |seen| {
+                if rand::random_bool(0.51) { Vec::new() } else { well_behaved(seen) }
+            },
+        )
+        .await;
+    let group = upstreams().0.group(&eager(), &[udp(&one)]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..500 {
+        let group = Arc::clone(&group);
+        tokio::time::sleep(MS).await;
+        tasks.spawn(async move {
+            let began = Instant::now();
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+            began.elapsed()
+        });
+    }
+    let mut waits: Vec<_> = tasks.join_all().await;
+    waits.sort_unstable();
+    assert!(waits[449] <= 150 * MS, "p90 {:?}", waits[449]);
+    assert!(waits[499] <= Duration::from_secs(1), "longest {:?}", waits[499]);
+    assert!(one.count() <= 3 * 500 + 20, "{} sends for 500 exchanges", one.count());
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_is_felt_by_nobody_after_the_first_second() {
+    let (hung, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let group = upstreams.group(&eager(), &[udp(&hung), udp(&alive)]);
+    let began = Instant::now();
+    let mut slow = Vec::new();
+    for n in 0.. {
+        let asked = Instant::now();
+        if asked - began > Duration::from_secs(3) {
+            break;
+        }
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+        if asked.elapsed() > 20 * MS {
+            slow.push((asked - began, asked.elapsed()));
+        }
+        tokio::time::sleep(2 * MS).await;
+    }
+    assert!(slow.iter().all(|(at, _)| *at < Duration::from_secs(1)), "{slow:?}");
+    assert!(slow.len() < 5, "{slow:?}");
+    hung.behave(well_behaved);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let standing = group.status().upstreams.iter().map(|upstream| upstream.standing).max();
+    assert_eq!(standing, Some(crate::upstream::health::Standing::Well));
+}
