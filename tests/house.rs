@@ -63,6 +63,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/lab/daemon.rs",
             "src/lab/namespace.rs",
             "src/intercept/socket.rs",
+            "src/app/privileges.rs",
         ],
     ),
     (&["moka"], &["src/cache/mod.rs"]),

@@ -2,11 +2,13 @@
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
 //! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, [`reach`] looks at
-//! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`.
+//! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`,
+//! [`privileges`] gives up what is not needed.
 
 pub mod control;
 pub mod endpoints;
 pub mod inspect;
+pub mod privileges;
 pub mod reach;
 pub mod routes;
 pub mod takeover;
@@ -19,6 +21,7 @@ use thiserror::Error;
 
 use self::control::{Control, Signals};
 use self::endpoints::Feed;
+use self::privileges::PrivilegeError;
 use self::routes::{Maker, RoutesError};
 use self::takeover::Takeover;
 use self::workers::Workers;
@@ -44,6 +47,8 @@ use crate::upstream::Upstreams;
 #[derive(Debug, Error)]
 pub enum StartError {
     #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
     Config(#[from] ConfigErrors),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -66,7 +71,8 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Telemetry(_) | Self::Routes(_) => 2,
-            Self::Bind(_)
+            Self::Privileges(_)
+            | Self::Bind(_)
             | Self::Nothing
             | Self::Intercept(_)
             | Self::Admin(_)
@@ -80,8 +86,11 @@ impl StartError {
 /// # Errors
 /// [`StartError`] when it cannot begin; afterwards it returns only after a drain.
 pub fn run(sources: &Sources, take_over: bool) -> Result<(), StartError> {
+    // Before the files are read: one that cannot be read later, on reload, cannot be read now either.
+    let kept = privileges::keep_needed()?;
     let config = sources.load()?;
     let telemetry = telemetry::init(&config.log)?;
+    tracing::info!(capabilities = ?kept, "all others are dropped");
     if let Err(error) = system::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Once;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -161,16 +162,34 @@ pub fn probe(listen: &Listen) -> Result<(), (&'static str, io::Error)> {
     tcp.map_err(|error| ("TCP", error))
 }
 
-/// Sets a buffer size, beyond the system's limit where we are permitted to.
+/// Sets a buffer size, beyond the system's limit where we are permitted to; else what it grants, which is
+/// said once.
 fn set_buffer(socket: &Socket, force: i32, plain: i32, bytes: usize) -> io::Result<()> {
-    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+    /// One line for all sockets.
+    static SAID: Once = Once::new();
+    let asked = i32::try_from(bytes).unwrap_or(i32::MAX);
     // The kernel doubles what it is given, for its own bookkeeping.
-    match set_int(socket, libc::SOL_SOCKET, force, bytes / 2) {
+    match set_int(socket, libc::SOL_SOCKET, force, asked / 2) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            set_int(socket, libc::SOL_SOCKET, plain, bytes / 2)
+            set_int(socket, libc::SOL_SOCKET, plain, asked / 2)?;
         }
-        result => result,
+        result => return result,
     }
+    let granted = match plain {
+        libc::SO_RCVBUF => socket.recv_buffer_size()?,
+        _ => socket.send_buffer_size()?,
+    };
+    if granted < bytes {
+        SAID.call_once(|| {
+            tracing::warn!(
+                asked = bytes,
+                granted,
+                "socket buffers are smaller than asked for: without CAP_NET_ADMIN they end at \
+                 net.core.rmem_max and net.core.wmem_max"
+            );
+        });
+    }
+    Ok(())
 }
 
 /// Sets an integer socket option.

@@ -19,6 +19,7 @@ mod netfilter;
 mod opinion;
 mod ports;
 mod pressure;
+mod privileges;
 mod reload;
 mod startup;
 mod stubs;
