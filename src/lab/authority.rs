@@ -4,6 +4,7 @@
 //! no transfers.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,6 +18,7 @@ use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::oneshot;
 
@@ -25,6 +27,11 @@ use super::namespace::Namespace;
 
 /// Seconds that stub resolvers and caches may keep an answer.
 const TTL: u32 = 5;
+/// UDP sockets at each address: the kernel spreads queries over them, and each has a receive buffer of its
+/// own. A burst that one could not hold would look like lost races.
+const SOCKETS: usize = 4;
+/// Bytes of a receive buffer; the kernel gives less where `net.core.rmem_max` is smaller.
+const BUFFER: usize = 4 << 20;
 /// How long an idle TCP connection stays.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -163,11 +170,26 @@ impl Drop for Authority {
 async fn listen(server: &mut Server<Zone>, addresses: &[SocketAddr]) -> Result<(), LabError> {
     for at in addresses {
         let refused = |reason| LabError::Listen { at: *at, reason };
-        server.register_socket(UdpSocket::bind(at).await.map_err(refused)?);
+        for _ in 0..SOCKETS {
+            server.register_socket(udp(*at).map_err(refused)?);
+        }
         let listener = TcpListener::bind(at).await.map_err(refused)?;
         server.register_listener(listener, IDLE, 512);
     }
     Ok(())
+}
+
+/// A UDP socket that shares its address.
+fn udp(at: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.set_recv_buffer_size(BUFFER)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    UdpSocket::from_std(socket.into())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod report;
 mod rules;
 pub mod scenario;
 pub mod shelter;
+mod sockets;
 mod steady;
 pub mod topology;
 
@@ -32,6 +33,7 @@ pub use self::net::Family;
 use self::net::{CLUSTER_DNS, DNS, Net};
 use self::report::{Report, Row, Sum};
 use self::scenario::{Course, NAMES, Scenario};
+use self::sockets::Overruns;
 use self::steady::Event;
 use self::topology::Topology;
 use crate::clock;
@@ -215,7 +217,7 @@ impl Lab {
         warm_up(&self.net.pods, course.server)?;
         let course = Course { start: clock::now() + LEAD, ..course };
         let node = self.net.node();
-        let before = Counters::read(node)?;
+        let before = (Counters::read(node)?, Overruns::read(&self.net)?);
         let side = if self.with_nodens { "with" } else { "without" };
         let what = format!("{:?} {:?} {family:?} {side} nodens", self.topology, self.scenario);
         let mut sum = Sum::default();
@@ -230,7 +232,7 @@ impl Lab {
                 progress(&format!("{what}: {} queries, {} lost", sum.queries, sum.lost));
             }
         })?;
-        let after = Counters::read(node)?;
+        let after = (Counters::read(node)?, Overruns::read(&self.net)?);
         let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(family)).collect();
         Ok(Row {
             topology: self.topology,
@@ -245,7 +247,8 @@ impl Lab {
             stalls: sum.stalls,
             latency_us: sum.latency_us(),
             late_p99_us: sum.late_p99_us(),
-            conntrack: after.zip(before).map(|(after, before)| after.since(before)),
+            conntrack: after.0.zip(before.0).map(|(after, before)| after.since(before)),
+            overruns: after.1.since(before.1),
             entries: Entries::read(node, &pods)?,
         })
     }

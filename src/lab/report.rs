@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::conntrack::{Counters, Entries};
 use super::net::Family;
 use super::scenario::Scenario;
+use super::sockets::Overruns;
 use super::topology::Topology;
 use crate::bench::Latencies;
 use crate::dns::Rcode;
@@ -37,6 +38,8 @@ pub struct Row {
     pub late_p99_us: u64,
     /// What conntrack counted on the node meanwhile; `null` where the kernel does not show it.
     pub conntrack: Option<Counters>,
+    /// Datagrams that full receive buffers dropped: losses too, but no races.
+    pub overruns: Overruns,
     /// Conntrack's entries on the node at the end.
     pub entries: Option<Entries>,
 }
@@ -106,7 +109,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The columns with their widths.
-const COLUMNS: [(&str, usize); 19] = [
+const COLUMNS: [(&str, usize); 20] = [
     ("topology", 8),
     ("scenario", 8),
     ("family", 6),
@@ -122,6 +125,7 @@ const COLUMNS: [(&str, usize); 19] = [
     ("p99 ms", 8),
     ("p99.9 ms", 8),
     ("late ms", 8),
+    ("overrun", 7),
     ("ins.fail", 8),
     ("drop", 6),
     ("clash", 7),
@@ -136,6 +140,7 @@ stale     responses that contradict the cluster of the moment (spark): denied th
 >=1s ...  queries for which a stub resolver waited so long, retries included, or gave up
 p50 ...   milliseconds from the intended send time to the response (open loop)
 late      how much of p99 is the load's own: it sent so much later than intended
+overrun   datagrams dropped because a receive buffer was full (pods, cluster DNS, nodens): no race, but lost too
 ins.fail  conntrack insert_failed on the node: a packet lost the race for its tuple and was dropped
 drop      conntrack drop on the node
 clash     conntrack clash_resolve on the node: a race that the kernel repaired
@@ -144,7 +149,7 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
-    fn cells(&self) -> [String; 19] {
+    fn cells(&self) -> [String; 20] {
         let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
@@ -173,6 +178,7 @@ impl Row {
             p99,
             p999,
             millis(self.late_p99_us),
+            (self.overruns.lab + self.overruns.node).to_string(),
             counted(|counters| counters.insert_failed),
             counted(|counters| counters.drop),
             counted(|counters| counters.clash_resolve),
@@ -190,7 +196,7 @@ impl fmt::Display for Report {
                 // Words to the left, numbers to the right.
                 match index {
                     0..4 => write!(f, "{cell:<width$} ")?,
-                    18 => write!(f, "{cell:>width$}")?,
+                    19 => write!(f, "{cell:>width$}")?,
                     _ => write!(f, "{cell:>width$} ")?,
                 }
             }
