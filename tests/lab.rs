@@ -36,7 +36,7 @@ fn is_refused(output: &Output) -> bool {
 fn rows(scenario: &str, seed: u32) -> Option<[serde_json::Value; 2]> {
     let seed = seed.to_string();
     let arguments = ["--scenario", scenario, "--topology", "bridge", "--family", "ipv4"];
-    let more = ["--rounds", "2000", "--timeout", "1s", "--json", "--seed", &seed];
+    let more = ["--rounds", "2000", "--rate", "1000", "--timeout", "1s", "--json", "--seed", &seed];
     let output = lab(&arguments).args(more).output().expect("the executable starts");
     if is_refused(&output) {
         return None;

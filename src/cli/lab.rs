@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{Failure, print};
 use crate::lab::scenario::Scenario;
 use crate::lab::topology::Topology;
-use crate::lab::{self, Family, Options, shelter};
+use crate::lab::{self, Family, Options, Way, shelter};
 
 /// Build a cluster of network namespaces and show lost queries, without nodens and with it
 #[derive(Args, Debug)]
@@ -33,12 +33,21 @@ pub(super) struct Lab {
     /// IP versions [default: both]
     #[arg(long, value_name = "FAMILY")]
     family: Vec<FamilyName>,
-    /// Rounds of each run
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
-    rounds: u64,
-    /// Rounds that begin in a second
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    rate: u32,
+    /// Only the runs with nodens, or only those without it [default: both]
+    #[arg(long, value_name = "SIDE")]
+    nodens: Option<SideName>,
+    /// How queries reach nodens
+    #[arg(long, value_name = "MODE", default_value = "takeover")]
+    intercept: WayName,
+    /// Rounds of each run [default: 10000; kill, stop and upgrade take 3, 12 and 9 seconds]
+    #[arg(long, value_name = "N")]
+    rounds: Option<u64>,
+    /// Rounds that begin in a second [default: 1000; kill, stop and upgrade 20000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: Option<u32>,
+    /// How often each run is repeated
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    repeat: u32,
     /// Where names and source ports begin
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -94,6 +103,31 @@ enum TopologyName {
     All,
 }
 
+/// Names of the two kinds of runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SideName {
+    With,
+    Without,
+}
+
+/// Names of the ways to nodens.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WayName {
+    /// A table that dies with nodens brings it what is asked of the cluster DNS address
+    Takeover,
+    /// nodens owns the cluster DNS address, as node-cache does
+    Bind,
+}
+
+impl From<WayName> for Way {
+    fn from(name: WayName) -> Self {
+        match name {
+            WayName::Takeover => Self::Takeover,
+            WayName::Bind => Self::Bind,
+        }
+    }
+}
+
 /// Names of IP versions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FamilyName {
@@ -143,7 +177,7 @@ impl Lab {
         let options = self.options();
         let first = (options.topologies.first(), options.scenarios.first());
         let (Some(topology), Some(scenario)) = first else { return Ok(()) };
-        let (lab, text) = lab::keep(*topology, *scenario)?;
+        let (lab, text) = lab::keep(*topology, *scenario, options.way)?;
         print(&(text + "Ctrl-C takes the lab down\n"))?;
         std::thread::park();
         drop(lab);
@@ -187,6 +221,12 @@ impl Lab {
                 true => Family::ALL.to_vec(),
                 false => self.family.iter().map(family).collect(),
             },
+            sides: match self.nodens {
+                None => vec![false, true],
+                Some(side) => vec![side == SideName::With],
+            },
+            way: self.intercept.into(),
+            repeat: self.repeat,
             rounds: self.rounds,
             rate: self.rate,
             seed: self.seed,

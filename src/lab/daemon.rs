@@ -1,13 +1,15 @@
-//! nodens itself in the lab: this executable, started on the node in takeover mode.
+//! nodens itself in the lab: this executable, started on the node.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::LabError;
 use super::namespace::Namespace;
-use super::net::CLUSTER_DNS;
+use super::net::{CLUSTER_DNS, DNS, Dual};
 use crate::clock;
 
 /// How long the daemon may take until it claims queries.
@@ -16,6 +18,26 @@ const START: Duration = Duration::from_secs(15);
 const ADMIN: Duration = Duration::from_secs(1);
 /// The metric that says that queries are taken.
 const CLAIMING: &str = "\nnodens_intercept_claiming 1";
+
+/// How queries reach nodens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// By a table that dies with it.
+    Takeover,
+    /// As node-cache does it: it has the cluster DNS address itself.
+    Bind,
+}
+
+impl Way {
+    /// As the daemon's flag names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Takeover => "takeover",
+            Self::Bind => "bind",
+        }
+    }
+}
 
 /// A running daemon; it is killed when this is dropped.
 pub(super) struct Daemon {
@@ -41,21 +63,26 @@ impl Daemon {
     pub(super) fn start(
         node: &Namespace,
         number: u16,
-        upstreams: &[SocketAddr],
+        way: Way,
+        servers: &[Dual],
     ) -> Result<Self, LabError> {
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 9253 + number));
         let mut command = Command::new("/proc/self/exe");
         command.args(["run", "--config", "/dev/null", "--log-level", "warn", "--take-over"]);
-        command.args(["--intercept", "takeover", "--admin", &admin.to_string()]);
-        let upstreams = upstreams.iter().map(ToString::to_string);
-        command.args(upstreams.flat_map(|at| ["--upstream".to_owned(), at]));
+        command.args(["--intercept", way.as_str(), "--admin", &admin.to_string()]);
+        for server in servers {
+            command.args(["--upstream", &SocketAddr::from((server.v4, DNS)).to_string()]);
+        }
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("NODENS_") {
                 command.env_remove(name);
             }
         }
         let [v4, v6] = CLUSTER_DNS.both();
-        command.env("NODENS_INTERCEPT__ADDRESSES", format!("{v4},{v6}"));
+        command.env("NODENS_INTERCEPT__ADDRESSES", format!("{v4},{v6},169.254.20.10"));
+        let fallback = servers.iter().flat_map(|server| server.sockets());
+        let fallback: Vec<_> = fallback.map(|at| at.to_string()).collect();
+        command.env("NODENS_INTERCEPT__FALLBACK", fallback.join(","));
         // The file system is everybody's: no socket in it.
         command.env("NODENS_ADMIN__SOCKET", "").stdin(Stdio::null()).stdout(Stdio::null());
         // A child begins in the namespace of the thread that starts it.

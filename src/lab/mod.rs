@@ -2,11 +2,12 @@
 //!
 //! [`shelter`] is where it lives, so that it goes with the command. [`topology`] wires pods, node and
 //! cluster DNS; `rules` are those of kube-proxy; `authority` is the cluster DNS; [`scenario`] is
-//! what pods do (`race`, `steady`), [`report`] what came of it. It never touches the namespace that it was started in.
+//! what pods do (`race`, `steady`, `stream`), [`report`] what came of it, `timeline` when. It never touches the namespace that it was started in.
 
 mod authority;
 mod conntrack;
 mod daemon;
+mod leftovers;
 mod namespace;
 mod net;
 mod race;
@@ -16,8 +17,11 @@ pub mod scenario;
 pub mod shelter;
 mod sockets;
 mod steady;
+mod stream;
+mod timeline;
 pub mod topology;
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitStatus;
@@ -28,7 +32,9 @@ use thiserror::Error;
 
 use self::authority::{Authority, Zone};
 use self::conntrack::{Counters, Entries};
+pub use self::daemon::Way;
 use self::daemon::{Daemon, Signal};
+use self::leftovers::Leftovers;
 pub use self::net::Family;
 use self::net::{CLUSTER_DNS, DNS, Net};
 use self::report::{Report, Row, Sum};
@@ -37,9 +43,9 @@ use self::sockets::Overruns;
 use self::steady::Event;
 use self::topology::Topology;
 use crate::clock;
+use crate::dns::Qtype;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
-use crate::dns::{Qtype, Rcode};
 use crate::netlink::links::LinkError;
 use crate::netlink::netfilter::NetlinkError;
 use crate::stub::pair::Patience;
@@ -58,10 +64,15 @@ pub struct Options {
     pub topologies: Vec<Topology>,
     pub scenarios: Vec<Scenario>,
     pub families: Vec<Family>,
-    /// Of each run.
-    pub rounds: u64,
-    /// Rounds that begin in a second.
-    pub rate: u32,
+    /// Without nodens (false), with it (true).
+    pub sides: Vec<bool>,
+    pub way: Way,
+    /// How often each run is repeated.
+    pub repeat: u32,
+    /// Of each run; each scenario has its own number.
+    pub rounds: Option<u64>,
+    /// Rounds that begin in a second; each scenario has its own number.
+    pub rate: Option<u32>,
     /// Where names and ports begin.
     pub seed: u64,
     /// How long a stub resolver waits before it asks again.
@@ -103,27 +114,52 @@ pub enum LabError {
 /// The first thing that the kernel refuses, or a daemon that does not come up.
 pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report, LabError> {
     let mut rows = Vec::new();
-    for topology in &options.topologies {
-        for scenario in &options.scenarios {
-            for with_nodens in [false, true] {
-                for family in &options.families {
-                    // A new one each time: scenarios leave it changed.
-                    let lab = Lab::build(*topology, *scenario, with_nodens)?;
-                    rows.push(lab.measure(*family, options, progress)?);
+    for run in runs(options) {
+        // A new one each time: scenarios leave it changed.
+        let lab = Lab::build(run.topology, run.scenario, run.with_nodens.then_some(options.way))?;
+        rows.push(lab.measure(&run, options, progress)?);
+    }
+    let timeout_ms = u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX);
+    Ok(Report { kernel: kernel(), way: options.way, timeout_ms, rows })
+}
+
+/// One run of a scenario.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    topology: Topology,
+    scenario: Scenario,
+    with_nodens: bool,
+    family: Family,
+    /// From 0, where it is repeated.
+    turn: u32,
+}
+
+/// All runs, in order.
+fn runs(options: &Options) -> Vec<Run> {
+    let mut runs = Vec::new();
+    for topology in options.topologies.iter().copied() {
+        for scenario in options.scenarios.iter().copied() {
+            for with_nodens in options.sides.iter().copied() {
+                for family in options.families.iter().copied() {
+                    let run = |turn| Run { topology, scenario, with_nodens, family, turn };
+                    runs.extend((0..options.repeat).map(run));
                 }
             }
         }
     }
-    let timeout_ms = u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX);
-    Ok(Report { kernel: kernel(), way: WAY, timeout_ms, rows })
+    runs
 }
 
 /// Builds one lab with nodens, and says how to enter it; it stays while what comes back lives.
 ///
 /// # Errors
 /// The first thing that the kernel refuses, or a daemon that does not come up.
-pub fn keep(topology: Topology, scenario: Scenario) -> Result<(impl Sized, String), LabError> {
-    let lab = Lab::build(topology, scenario, true)?;
+pub fn keep(
+    topology: Topology,
+    scenario: Scenario,
+    way: Way,
+) -> Result<(impl Sized, String), LabError> {
+    let lab = Lab::build(topology, scenario, Some(way))?;
     let mut text = String::new();
     for namespace in lab.net.namespaces() {
         text += &format!("{:8} nsenter --net={}\n", namespace.name, namespace.path());
@@ -132,24 +168,23 @@ pub fn keep(topology: Topology, scenario: Scenario) -> Result<(impl Sized, Strin
     Ok((lab, text))
 }
 
-/// How queries reach nodens.
-const WAY: &str = "at the cluster DNS address itself, in takeover mode";
-
 /// A cluster that runs.
 struct Lab {
-    topology: Topology,
     scenario: Scenario,
     net: Net,
     zone: Zone,
     /// The newest last; none in the runs without nodens.
     daemons: Mutex<Vec<Daemon>>,
-    with_nodens: bool,
+    /// How queries reach nodens; none without it.
+    way: Option<Way>,
+    /// What the node had before nodens came.
+    before: Leftovers,
     _servers: Vec<Authority>,
 }
 
 impl Lab {
     /// Wires the hosts and starts all servers.
-    fn build(topology: Topology, scenario: Scenario, with_nodens: bool) -> Result<Self, LabError> {
+    fn build(topology: Topology, scenario: Scenario, way: Option<Way>) -> Result<Self, LabError> {
         let net = topology.build(scenario.pods())?;
         let zone = services();
         fill(&zone);
@@ -158,9 +193,10 @@ impl Lab {
         };
         let servers = net.servers.iter().map(start).collect::<Result<_, _>>()?;
         rules::translate_cluster_dns(net.node(), first_servers(&net))?;
-        let daemon = with_nodens.then(|| start_daemon(&net, 0)).transpose()?;
+        let before = Leftovers::read(net.node())?;
+        let daemon = way.map(|way| start_daemon(&net, 0, way)).transpose()?;
         let daemons = Mutex::new(daemon.into_iter().collect());
-        Ok(Self { topology, scenario, net, zone, daemons, with_nodens, _servers: servers })
+        Ok(Self { scenario, net, zone, daemons, way, before, _servers: servers })
     }
 
     /// Lets something happen to the cluster.
@@ -182,12 +218,12 @@ impl Lab {
             Event::Kill => self.signal(Signal::Kill)?,
             Event::Stop => self.signal(Signal::Stop)?,
             Event::Continue => self.signal(Signal::Continue)?,
-            Event::Upgrade if self.with_nodens => {
-                let newer = start_daemon(&self.net, 1)?;
+            Event::Upgrade => {
+                let Some(way) = self.way else { return Ok(()) };
+                let newer = start_daemon(&self.net, 1, way)?;
                 self.signal(Signal::Terminate)?;
                 self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(newer);
             }
-            Event::Upgrade => {}
         }
         Ok(())
     }
@@ -198,59 +234,74 @@ impl Lab {
         daemons.last().map_or(Ok(()), |daemon| daemon.signal(signal))
     }
 
+    /// How the scenario runs.
+    fn course(&self, run: &Run, options: &Options) -> Course {
+        let rate = options.rate.unwrap_or(self.scenario.rate()).max(1);
+        let rounds = options.rounds.unwrap_or(self.scenario.rounds(rate));
+        Course {
+            scenario: self.scenario,
+            server: SocketAddr::new(CLUSTER_DNS.of(run.family), DNS),
+            rounds,
+            interval: Duration::from_secs(1) / rate,
+            seed: options.seed.wrapping_add(rounds.wrapping_mul(u64::from(run.turn))),
+            patience: Patience { timeout: options.timeout, tries: TRIES },
+            start: clock::now() + LEAD,
+        }
+    }
+
     /// Runs the scenario in one family, and reads the counters before and after.
     fn measure(
         &self,
-        family: Family,
+        run: &Run,
         options: &Options,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Row, LabError> {
-        let course = Course {
-            scenario: self.scenario,
-            server: SocketAddr::new(CLUSTER_DNS.of(family), DNS),
-            rounds: options.rounds,
-            interval: Duration::from_secs(1) / options.rate.max(1),
-            seed: options.seed,
-            patience: Patience { timeout: options.timeout, tries: TRIES },
-            start: clock::now() + LEAD,
-        };
+        let course = self.course(run, options);
         warm_up(&self.net.pods, course.server)?;
         let course = Course { start: clock::now() + LEAD, ..course };
         let node = self.net.node();
         let before = (Counters::read(node)?, Overruns::read(&self.net)?);
-        let side = if self.with_nodens { "with" } else { "without" };
-        let what = format!("{:?} {:?} {family:?} {side} nodens", self.topology, self.scenario);
-        let mut sum = Sum::default();
-        scenario::run(&course, &self.net.pods, &|event| self.act(event), |outcome| {
-            sum.add(outcome);
-            let after = outcome.intended.saturating_duration_since(course.start);
-            if let Some(rcode) = outcome.rcode {
-                let exists = rcode == Rcode::NOERROR;
-                sum.stale += u64::from(steady::is_stale(self.scenario, after, exists));
-            }
+        let mut sum = Sum::new(course.start);
+        let events = Mutex::new(Vec::new());
+        let act = |event| {
+            events.lock().unwrap_or_else(PoisonError::into_inner).push((clock::now(), event));
+            self.act(event)
+        };
+        let tcp = scenario::run(&course, &self.net.pods, &act, |outcome| {
+            sum.add(self.scenario, outcome);
             if sum.queries % 500 == 0 {
-                progress(&format!("{what}: {} queries, {} lost", sum.queries, sum.lost));
+                progress(&format!("{run}: {} queries, {} lost", sum.queries, sum.lost));
             }
         })?;
         let after = (Counters::read(node)?, Overruns::read(&self.net)?);
-        let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(family)).collect();
+        let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(run.family)).collect();
+        let events = events.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Row {
-            topology: self.topology,
-            scenario: self.scenario,
-            family,
-            with_nodens: self.with_nodens,
-            queries: sum.queries,
-            lost: sum.lost,
-            given_up: sum.given_up,
-            failed: sum.failed,
-            stale: sum.stale,
-            stalls: sum.stalls,
-            latency_us: sum.latency_us(),
-            late_p99_us: sum.late_p99_us(),
             conntrack: after.0.zip(before.0).map(|(after, before)| after.since(before)),
             overruns: after.1.since(before.1),
             entries: Entries::read(node, &pods)?,
+            tcp,
+            left_behind: self.left_behind()?,
+            ..sum.into_row(run, &events)
         })
+    }
+
+    /// What nodens left on the node when it was killed.
+    fn left_behind(&self) -> Result<Option<Leftovers>, LabError> {
+        if self.scenario != Scenario::Kill || self.way.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Leftovers::read(self.net.node())?.beyond(&self.before)))
+    }
+}
+
+impl fmt::Display for Run {
+    /// Says which run it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topology, scenario, family, with_nodens, turn } = self;
+        let side = if *with_nodens { "with" } else { "without" };
+        write!(f, "{topology:?} {scenario:?} {family:?} {side} nodens")?;
+        if *turn > 0 { write!(f, ", {}", turn + 1) } else { Ok(()) }
     }
 }
 
@@ -297,10 +348,9 @@ fn first_servers(net: &Net) -> &[net::Host] {
 }
 
 /// Starts nodens on the node, with the cluster DNS servers as its upstreams.
-fn start_daemon(net: &Net, number: u16) -> Result<Daemon, LabError> {
-    let upstream = |host: &net::Host| SocketAddr::new(host.addresses.v4.into(), DNS);
-    let upstreams: Vec<_> = first_servers(net).iter().map(upstream).collect();
-    Daemon::start(net.node(), number, &upstreams)
+fn start_daemon(net: &Net, number: u16, way: Way) -> Result<Daemon, LabError> {
+    let servers: Vec<_> = first_servers(net).iter().map(|host| host.addresses).collect();
+    Daemon::start(net.node(), number, way, &servers)
 }
 
 /// The kernel's release.

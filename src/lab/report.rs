@@ -1,15 +1,20 @@
 //! What came out: a row for each run, as a table for people and as values for programs.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::conntrack::{Counters, Entries};
+use super::leftovers::Leftovers;
 use super::net::Family;
 use super::scenario::Scenario;
 use super::sockets::Overruns;
+use super::steady::{self, Event};
+use super::stream::TcpSum;
+use super::timeline::{Diary, Happening, Timeline};
 use super::topology::Topology;
+use super::{Run, Way};
 use crate::bench::Latencies;
 use crate::dns::Rcode;
 use crate::stub::pair::Outcome;
@@ -21,7 +26,11 @@ pub struct Row {
     pub scenario: Scenario,
     pub family: Family,
     pub with_nodens: bool,
+    /// Which repetition it is, from 0.
+    pub turn: u32,
     pub queries: u64,
+    /// Queries that the load really sent in a second.
+    pub rate: f64,
     /// Datagrams that got no response within a stub resolver's timeout.
     pub lost: u64,
     /// Queries without a response after the last try.
@@ -42,6 +51,12 @@ pub struct Row {
     pub overruns: Overruns,
     /// Conntrack's entries on the node at the end.
     pub entries: Option<Entries>,
+    /// Of the scenarios that keep connections.
+    pub tcp: Option<TcpSum>,
+    /// What happened when, where it matters.
+    pub timeline: Option<Timeline>,
+    /// What the killed daemon left on the node (`kill`).
+    pub left_behind: Option<Leftovers>,
 }
 
 /// Everything that was run.
@@ -49,15 +64,18 @@ pub struct Row {
 pub struct Report {
     pub kernel: String,
     /// How queries reached nodens in the runs with it.
-    pub way: &'static str,
+    pub way: Way,
     /// How long a stub resolver waits before it asks again, in milliseconds.
     pub timeout_ms: u64,
     pub rows: Vec<Row>,
 }
 
 /// Outcomes added up.
-#[derive(Default)]
 pub(super) struct Sum {
+    start: Instant,
+    diary: Diary,
+    /// When the last query left.
+    last: Instant,
     pub queries: u64,
     pub lost: u64,
     pub given_up: u64,
@@ -73,9 +91,34 @@ const STALLS: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_millis(2500), Duration::from_secs(5)];
 
 impl Sum {
+    /// Nothing yet; the first query leaves at `start`.
+    pub(super) fn new(start: Instant) -> Self {
+        Self {
+            start,
+            diary: Diary::new(start),
+            last: start,
+            queries: 0,
+            lost: 0,
+            given_up: 0,
+            failed: 0,
+            stale: 0,
+            stalls: [0; 3],
+            latencies: Latencies::default(),
+            late: Latencies::default(),
+        }
+    }
+
     /// Adds one outcome. Who gave up has stalled, whatever his patience was.
-    pub(super) fn add(&mut self, outcome: &Outcome) {
+    pub(super) fn add(&mut self, scenario: Scenario, outcome: &Outcome) {
         self.queries += 1;
+        self.last = self.last.max(outcome.intended + outcome.late);
+        if scenario.has_timeline() {
+            self.diary.note(outcome);
+        }
+        let after = outcome.intended.saturating_duration_since(self.start);
+        let exists = outcome.rcode.map(|rcode| rcode == Rcode::NOERROR);
+        self.stale +=
+            u64::from(exists.is_some_and(|exists| steady::is_stale(scenario, after, exists)));
         self.lost += u64::from(outcome.lost);
         let is_failure = |rcode| rcode != Rcode::NOERROR && rcode != Rcode::NXDOMAIN;
         self.failed += u64::from(outcome.rcode.is_some_and(is_failure));
@@ -90,16 +133,36 @@ impl Sum {
         }
     }
 
-    /// Percentiles in microseconds, the longest last.
-    pub(super) fn latency_us(&self) -> [u64; 5] {
+    /// The row that comes of it; what was read from the kernel is for the caller to add.
+    pub(super) fn into_row(self, run: &Run, events: &[(Instant, Event)]) -> Row {
         let [p50, p90, p99, p999] =
             [0.5, 0.9, 0.99, 0.999].map(|share| micros(self.latencies.quantile(share)));
-        [p50, p90, p99, p999, micros(self.latencies.max())]
-    }
-
-    /// How late the load itself was, in microseconds: the 99th of 100.
-    pub(super) fn late_p99_us(&self) -> u64 {
-        micros(self.late.quantile(0.99))
+        let took = self.last.saturating_duration_since(self.start).max(Duration::from_millis(1));
+        #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 queries")]
+        let rate = self.queries as f64 / took.as_secs_f64();
+        let timeline = run.scenario.has_timeline().then(|| self.diary.into_timeline(events));
+        Row {
+            topology: run.topology,
+            scenario: run.scenario,
+            family: run.family,
+            with_nodens: run.with_nodens,
+            turn: run.turn,
+            queries: self.queries,
+            rate,
+            lost: self.lost,
+            given_up: self.given_up,
+            failed: self.failed,
+            stale: self.stale,
+            stalls: self.stalls,
+            latency_us: [p50, p90, p99, p999, micros(self.latencies.max())],
+            late_p99_us: micros(self.late.quantile(0.99)),
+            conntrack: None,
+            overruns: Overruns::default(),
+            entries: None,
+            tcp: None,
+            timeline,
+            left_behind: None,
+        }
     }
 }
 
@@ -109,12 +172,13 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The columns with their widths.
-const COLUMNS: [(&str, usize); 20] = [
+const COLUMNS: [(&str, usize); 21] = [
     ("topology", 8),
     ("scenario", 8),
     ("family", 6),
     ("nodens", 7),
     ("queries", 8),
+    ("q/s", 6),
     ("lost", 6),
     ("failed", 6),
     ("stale", 6),
@@ -134,6 +198,7 @@ const COLUMNS: [(&str, usize); 20] = [
 
 /// What the columns mean.
 const LEGEND: &str = "\
+q/s       queries that really left in a second
 lost      datagrams without a response within the stub resolver's timeout; it then asks again
 failed    responses that say that something failed: SERVFAIL, REFUSED
 stale     responses that contradict the cluster of the moment (spark): denied though it exists, or the other way
@@ -149,7 +214,7 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
-    fn cells(&self) -> [String; 20] {
+    fn cells(&self) -> [String; 21] {
         let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
@@ -168,6 +233,7 @@ impl Row {
             family.to_owned(),
             side.to_owned(),
             self.queries.to_string(),
+            format!("{:.0}", self.rate),
             self.lost.to_string(),
             self.failed.to_string(),
             self.stale.to_string(),
@@ -190,13 +256,13 @@ impl Row {
 impl fmt::Display for Report {
     /// Writes the table, then what its columns mean.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Linux {}; nodens is reached {}", self.kernel, self.way)?;
+        writeln!(f, "Linux {}; nodens is reached {}", self.kernel, told(self.way))?;
         let write = |f: &mut fmt::Formatter<'_>, cells: &[String]| {
             for (index, (cell, (_, width))) in cells.iter().zip(COLUMNS).enumerate() {
                 // Words to the left, numbers to the right.
                 match index {
                     0..4 => write!(f, "{cell:<width$} ")?,
-                    19 => write!(f, "{cell:>width$}")?,
+                    20 => write!(f, "{cell:>width$}")?,
                     _ => write!(f, "{cell:>width$} ")?,
                 }
             }
@@ -206,7 +272,63 @@ impl fmt::Display for Report {
         for row in &self.rows {
             write(f, &row.cells())?;
         }
+        self.rows.iter().try_for_each(|row| row.write_story(f))?;
         write!(f, "\n{LEGEND}")
+    }
+}
+
+/// How queries reach nodens, for people.
+fn told(way: Way) -> &'static str {
+    match way {
+        Way::Takeover => "at the cluster DNS address itself, in takeover mode",
+        Way::Bind => {
+            "at the cluster DNS address, which it owns itself (bind mode, as node-cache does it)"
+        }
+    }
+}
+
+/// What was done, for people.
+fn deed(event: Event) -> &'static str {
+    match event {
+        Event::Kill => "SIGKILL",
+        Event::Stop => "SIGSTOP",
+        Event::Continue => "SIGCONT",
+        Event::Upgrade => "a second instance starts, then the first one gets SIGTERM",
+        Event::RemoveServer => "a cluster DNS server goes",
+        Event::TranslateToOthers => "kube-proxy has heard of it",
+        Event::MakeDriver(_) => "a driver's Service is made",
+        Event::RemoveDriver(_) => "a driver's Service is deleted",
+    }
+}
+
+impl Row {
+    /// Writes what happened in the course of it, a line for each event, where anything did.
+    fn write_story(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(timeline) = self.timeline.as_ref().filter(|_| self.is_eventful()) else {
+            return Ok(());
+        };
+        let [topology, scenario, family, side, ..] = self.cells();
+        writeln!(f, "\n{topology} {scenario} {family} {side} nodens:")?;
+        for Happening { event, at_ms, lost, settled_ms } in &timeline.events {
+            let deed = deed(*event);
+            writeln!(f, "  at {at_ms} ms {deed}: {lost} lost, all well {settled_ms:.0} ms later")?;
+        }
+        if let Some(TcpSum { connections, queries, broken, closed, refused }) = self.tcp {
+            write!(
+                f,
+                "  {connections} TCP connections: {queries} queries, {broken} cut off before "
+            )?;
+            writeln!(f, "the response, {closed} closed while idle, {refused} refused")?;
+        }
+        if let Some(Leftovers { tables, addresses }) = &self.left_behind {
+            writeln!(f, "  left behind: tables {tables:?}, addresses {addresses:?}")?;
+        }
+        Ok(())
+    }
+
+    /// Tells whether what happened concerned anybody: without nodens nobody is killed.
+    fn is_eventful(&self) -> bool {
+        self.with_nodens || self.scenario == Scenario::Churn
     }
 }
 
@@ -216,20 +338,28 @@ mod tests {
 
     #[test]
     fn who_gave_up_has_stalled_and_every_loss_counts() {
-        let mut sum = Sum::default();
+        let mut sum = Sum::new(crate::clock::now());
         let answered = |millis, lost| Outcome {
             took: Some(Duration::from_millis(millis)),
             intended: crate::clock::now(),
             late: Duration::ZERO,
             lost,
             rcode: Some(Rcode::NOERROR),
+            is_authoritative: false,
         };
-        sum.add(&answered(1, 0));
-        sum.add(&answered(2600, 1));
-        sum.add(&Outcome { took: None, lost: 2, rcode: None, ..answered(0, 0) });
-        sum.add(&Outcome { rcode: Some(Rcode::SERVFAIL), ..answered(2, 0) });
+        sum.add(Scenario::Pair, &answered(1, 0));
+        sum.add(Scenario::Pair, &answered(2600, 1));
+        sum.add(Scenario::Pair, &Outcome { took: None, lost: 2, rcode: None, ..answered(0, 0) });
+        sum.add(Scenario::Pair, &Outcome { rcode: Some(Rcode::SERVFAIL), ..answered(2, 0) });
         assert_eq!((sum.queries, sum.lost, sum.given_up, sum.failed), (4, 3, 1, 1));
         assert_eq!(sum.stalls, [2, 2, 1]);
-        assert_eq!(sum.latency_us()[4] / 10_000, 260);
+        let run = Run {
+            topology: Topology::Bridge,
+            scenario: Scenario::Pair,
+            with_nodens: true,
+            family: Family::V4,
+            turn: 0,
+        };
+        assert_eq!(sum.into_row(&run, &[]).latency_us[4] / 10_000, 260);
     }
 }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::net::Host;
-use super::steady::Event;
-use super::{LabError, race, steady};
+use super::steady::Act;
+use super::stream::TcpSum;
+use super::{LabError, race, steady, stream};
 use crate::dns::Qtype;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
@@ -69,6 +70,29 @@ impl Scenario {
             Self::Mixed => 200,
         }
     }
+
+    /// Rounds that begin in a second, unless somebody wishes otherwise.
+    pub(super) fn rate(self) -> u32 {
+        match self {
+            Self::Kill | Self::Stop | Self::Upgrade => 20_000,
+            _ => 1000,
+        }
+    }
+
+    /// Rounds of a run at this rate, unless somebody wishes otherwise: what happens to nodens takes its time.
+    pub(super) fn rounds(self, rate: u32) -> u64 {
+        match self {
+            Self::Kill => u64::from(rate) * 3,
+            Self::Upgrade => u64::from(rate) * 9,
+            Self::Stop => u64::from(rate) * 12,
+            _ => 10_000,
+        }
+    }
+
+    /// Tells whether it matters when which query was lost.
+    pub(super) fn has_timeline(self) -> bool {
+        matches!(self, Self::Churn | Self::Kill | Self::Stop | Self::Upgrade)
+    }
 }
 
 /// The name of a Service of the lab.
@@ -106,31 +130,44 @@ impl Course {
 }
 
 /// Runs a scenario to its end: every outcome goes to `take`, in the order in which they are known;
-/// what happens to the cluster goes to `act`, in time.
+/// what happens to the cluster goes to `act`, in time. Tells of TCP connections where it keeps any.
 ///
 /// # Errors
 /// When a pod cannot send at all, and those of `act`.
 pub(super) fn run(
     course: &Course,
     pods: &[Host],
-    act: &(dyn Fn(Event) -> Result<(), LabError> + Sync),
+    act: &Act<'_>,
     mut take: impl FnMut(&Outcome),
-) -> Result<(), LabError> {
+) -> Result<Option<TcpSum>, LabError> {
     let (sender, outcomes) = mpsc::channel();
-    let collector = Collector::start(course.patience, sender).map_err(LabError::Runtime)?;
     std::thread::scope(|scope| {
         // It ends when all is fired and every outcome is known: then nobody holds the sender.
-        let firing = scope.spawn(move || {
-            let basket = collector.basket();
-            let fired = match course.scenario {
-                Scenario::Pair | Scenario::Snat => race::fire(course, pods, &basket),
-                _ => steady::fire(course, pods, &basket, act),
-            };
-            drop(basket);
-            collector.finish();
-            fired
+        let firing = scope.spawn(move || match course.scenario {
+            Scenario::Kill | Scenario::Stop | Scenario::Upgrade => {
+                stream::fire(course, pods, act, sender).map(Some)
+            }
+            _ => collect(course, pods, act, sender).map(|()| None),
         });
         outcomes.iter().flatten().for_each(|outcome| take(&outcome));
         firing.join().unwrap_or(Err(LabError::Vanished("the load")))
     })
+}
+
+/// Fires from fresh sockets; returns when every outcome is known.
+fn collect(
+    course: &Course,
+    pods: &[Host],
+    act: &Act<'_>,
+    outcomes: mpsc::Sender<Vec<Outcome>>,
+) -> Result<(), LabError> {
+    let collector = Collector::start(course.patience, outcomes).map_err(LabError::Runtime)?;
+    let basket = collector.basket();
+    let fired = match course.scenario {
+        Scenario::Pair | Scenario::Snat => race::fire(course, pods, &basket),
+        _ => steady::fire(course, pods, &basket, act),
+    };
+    drop(basket);
+    collector.finish();
+    fired
 }

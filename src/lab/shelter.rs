@@ -76,6 +76,7 @@ fn leave_pid_namespace() -> Result<(), ShelterError> {
 pub fn settle() -> Result<(), ShelterError> {
     // SAFETY: sets one flag of this process; the argument is a signal number.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    allow_descriptors();
     thread::spawn(|| {
         // The command never writes: whatever comes is its end.
         let _ = io::stdin().read(&mut [0]);
@@ -83,6 +84,18 @@ pub fn settle() -> Result<(), ShelterError> {
     });
     unshare(libc::CLONE_NEWNET)
         .map_err(|reason| ShelterError::Refused { what: "network namespace", reason })
+}
+
+/// Allows this process as many descriptors as it may have: each query that waits has a socket.
+fn allow_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both only read or write the one structure; a refusal leaves the limit as it is.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 /// Gives the calling thread namespaces of its own.

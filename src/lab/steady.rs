@@ -6,6 +6,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::LabError;
 use super::net::Host;
 use super::scenario::{Course, Scenario, service};
@@ -26,9 +28,13 @@ pub(super) const DATA_NODES: u64 = 100;
 /// Between two restarts of a Hadoop job, when everybody asks for everything.
 const RESTART: Duration = Duration::from_secs(1);
 
+/// Lets something happen to the cluster.
+pub(super) type Act<'a> = dyn Fn(Event) -> Result<(), LabError> + Sync + 'a;
+
 /// Something that happens to the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
     /// A cluster DNS server is gone: nothing comes back from its address any more.
     RemoveServer,
     /// kube-proxy has heard of it.
@@ -76,20 +82,26 @@ pub(super) fn fire(
     course: &Course,
     pods: &[Host],
     basket: &Basket,
-    act: &(dyn Fn(Event) -> Result<(), LabError> + Sync),
+    act: &Act<'_>,
 ) -> Result<(), LabError> {
     std::thread::scope(|scope| {
-        let acting = scope.spawn(|| {
-            events(course).into_iter().try_for_each(|(after, event)| {
-                std::thread::sleep((course.start + after).saturating_duration_since(clock::now()));
-                act(event)
-            })
-        });
+        let acting = scope.spawn(|| act_on_time(course, act));
         let share = |thread| scope.spawn(move || fire_share(course, pods, basket, thread));
         let mut threads: Vec<_> = (0..THREADS).map(share).collect();
         threads.push(acting);
         let mut joined = threads.into_iter().map(|thread| thread.join());
         joined.try_for_each(|done| done.unwrap_or(Err(LabError::Vanished("a thread of the load"))))
+    })
+}
+
+/// Lets happen what shall happen, in time.
+///
+/// # Errors
+/// Those of `act`.
+pub(super) fn act_on_time(course: &Course, act: &Act<'_>) -> Result<(), LabError> {
+    events(course).into_iter().try_for_each(|(after, event)| {
+        std::thread::sleep((course.start + after).saturating_duration_since(clock::now()));
+        act(event)
     })
 }
 

@@ -1,13 +1,14 @@
 //! A stub resolver of our own: asks one server and waits, as an application does.
 //!
 //! It refuses to cache, to choose among servers and to follow aliases. Read [`ask`] first: one question,
-//! synchronous. [`pair`] asks several at the same instant, [`load`] at any rate; [`reply`] reads what
-//! came back.
+//! synchronous. [`pair`] asks several at the same instant, [`load`] at any rate, [`flow`] many from kept
+//! sockets, [`tcp`] over kept connections; [`reply`] reads what came back.
 
+pub mod flow;
 pub mod load;
 pub mod pair;
 pub mod reply;
-mod tcp;
+pub mod tcp;
 mod udp;
 
 use std::io;
@@ -127,6 +128,13 @@ impl Message {
     /// Encodes `query` with EDNS and a random id.
     fn new(query: &Query) -> Self {
         Self { wire: query.to_wire(rand::random(), query.qname.as_wire(), true) }
+    }
+
+    /// The same query with another id.
+    fn with_id(&self, id: u16) -> Self {
+        let mut wire = self.wire.clone();
+        wire::put_u16(&mut wire, 0, id);
+        Self { wire }
     }
 
     /// Tells whether `response` answers this query: a response of its id and question.

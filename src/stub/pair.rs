@@ -15,7 +15,7 @@ use crate::dns::query::Query;
 use crate::dns::wire::{self, flag};
 
 /// The largest response that is read, in bytes.
-const MAX_DATAGRAM: usize = 4096;
+pub(super) const MAX_DATAGRAM: usize = 4096;
 
 /// How long a stub resolver waits before it asks again, and how often it asks.
 #[derive(Clone, Copy, Debug)]
@@ -53,12 +53,22 @@ pub struct Outcome {
     pub lost: u32,
     /// Of the response.
     pub rcode: Option<Rcode>,
+    /// The response has AA: it came from the authority itself, not from a cache.
+    pub is_authoritative: bool,
 }
 
 impl Outcome {
     /// How long the stub resolver waited for the response; `None` when it gave up.
     pub fn waited(&self) -> Option<Duration> {
         Some(self.took?.saturating_sub(self.late))
+    }
+
+    /// Writes the response in.
+    pub(super) fn answer(&mut self, received: &[u8], took: Duration) {
+        let flags = wire::u16_at(received, 2);
+        self.took = Some(took);
+        self.rcode = flags.map(|flags| Rcode(flags & flag::RCODE));
+        self.is_authoritative = flags.is_some_and(|flags| flags & flag::AA != 0);
     }
 }
 
@@ -155,7 +165,9 @@ impl<'a> Awaited<'a> {
     /// Nothing has come yet.
     fn new(fired: &'a Fired) -> Self {
         let late = fired.sent.saturating_duration_since(fired.intended);
-        let outcome = Outcome { took: None, intended: fired.intended, late, lost: 0, rcode: None };
+        let intended = fired.intended;
+        let outcome =
+            Outcome { took: None, intended, late, lost: 0, rcode: None, is_authoritative: false };
         let messages = fired.salvo.messages.as_slice();
         Self { messages, outcomes: vec![outcome; messages.len()], intended: fired.intended }
     }
@@ -179,12 +191,10 @@ impl<'a> Awaited<'a> {
 
     /// Gives a received message to the query that it answers.
     fn take(&mut self, received: &[u8]) {
-        let rcode = wire::u16_at(received, 2).map(|flags| Rcode(flags & flag::RCODE));
         let took = clock::now().saturating_duration_since(self.intended);
         for (message, outcome) in self.messages.iter().zip(&mut self.outcomes) {
             if outcome.took.is_none() && message.is_answered_by(received) {
-                outcome.took = Some(took);
-                outcome.rcode = rcode;
+                outcome.answer(received, took);
             }
         }
     }

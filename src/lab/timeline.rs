@@ -1,0 +1,173 @@
+//! When what happened: the fate of each query by the time when it should have left, and what was done to
+//! the cluster meanwhile.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::steady::Event;
+use crate::stub::pair::Outcome;
+
+/// Width of a step of the timeline.
+const STEP: Duration = Duration::from_millis(50);
+/// Whoever waits longer has noticed.
+const PROMPT: Duration = Duration::from_millis(500);
+/// Queries that left so shortly before an event may still have been in flight.
+const FLIGHT: Duration = Duration::from_millis(100);
+
+/// Queries by what became of them, in steps of equal width.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Timeline {
+    pub step_ms: u64,
+    /// Answered promptly by a cache: nodens.
+    pub nodens: Vec<u32>,
+    /// Answered promptly with AA: the cluster DNS itself.
+    pub cluster: Vec<u32>,
+    /// Answered, but late.
+    pub slow: Vec<u32>,
+    /// At least one datagram got no response.
+    pub lost: Vec<u32>,
+    pub events: Vec<Happening>,
+}
+
+/// What was done to the cluster, and how pods felt it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Happening {
+    pub event: Event,
+    /// Since the first query.
+    pub at_ms: u64,
+    /// Queries that lost a datagram and left after it (or up to 100 ms before) and before the next event.
+    pub lost: u64,
+    /// The last query that was lost, slow, or answered by the wrong side left so long after it.
+    pub settled_ms: f64,
+}
+
+/// What became of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Nodens,
+    Cluster,
+    Slow,
+    Lost,
+}
+
+/// Outcomes and events as they come.
+pub(super) struct Diary {
+    start: Instant,
+    fates: Vec<(Duration, Fate)>,
+}
+
+impl Diary {
+    /// An empty one.
+    pub(super) fn new(start: Instant) -> Self {
+        Self { start, fates: Vec::new() }
+    }
+
+    /// Notes one outcome.
+    pub(super) fn note(&mut self, outcome: &Outcome) {
+        let fate = match outcome.waited() {
+            None => Fate::Lost,
+            Some(_) if outcome.lost > 0 => Fate::Lost,
+            Some(waited) if waited > PROMPT => Fate::Slow,
+            Some(_) if outcome.is_authoritative => Fate::Cluster,
+            Some(_) => Fate::Nodens,
+        };
+        // When it really left: a load that is late must not move its losses before an event.
+        let left = outcome.intended + outcome.late;
+        self.fates.push((left.saturating_duration_since(self.start), fate));
+    }
+
+    /// Puts everything in order.
+    pub(super) fn into_timeline(self, events: &[(Instant, Event)]) -> Timeline {
+        let mut timeline = Timeline { step_ms: millis(STEP), ..Timeline::default() };
+        for (after, fate) in &self.fates {
+            let step = usize::try_from(after.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX);
+            let steps = [
+                (Fate::Nodens, &mut timeline.nodens),
+                (Fate::Cluster, &mut timeline.cluster),
+                (Fate::Slow, &mut timeline.slow),
+                (Fate::Lost, &mut timeline.lost),
+            ];
+            for (kind, counts) in steps {
+                counts.resize(counts.len().max(step + 1), 0);
+                if let Some(count) = counts.get_mut(step).filter(|_| kind == *fate) {
+                    *count += 1;
+                }
+            }
+        }
+        let at = |index: usize| {
+            let (at, _) = events.get(index)?;
+            Some(at.saturating_duration_since(self.start))
+        };
+        let happenings = events.iter().enumerate().filter_map(|(index, (_, event))| {
+            let until = at(index + 1).unwrap_or(Duration::MAX);
+            Some(self.happening(*event, at(index)?, until))
+        });
+        timeline.events = happenings.collect();
+        timeline
+    }
+
+    /// What an event did to the queries until the next one.
+    fn happening(&self, event: Event, at: Duration, until: Duration) -> Happening {
+        let early = at.saturating_sub(FLIGHT);
+        let ends = until.saturating_sub(FLIGHT);
+        let in_time = |after: &&(Duration, Fate), from, to| (from..to).contains(&after.0);
+        let lost = |one: &&(Duration, Fate)| one.1 == Fate::Lost && in_time(one, early, ends);
+        let expected = match event {
+            Event::Kill | Event::Stop => Some(Fate::Cluster),
+            Event::Continue | Event::Upgrade => Some(Fate::Nodens),
+            _ => None,
+        };
+        let is_wrong = |fate: Fate| match expected {
+            Some(expected) => fate != expected,
+            None => matches!(fate, Fate::Lost | Fate::Slow),
+        };
+        let wrong = self.fates.iter().filter(|one| is_wrong(one.1) && in_time(one, at, until));
+        let last = wrong.map(|(after, _)| *after).max();
+        let settled = last.map_or(Duration::ZERO, |last| last - at);
+        Happening {
+            event,
+            at_ms: millis(at),
+            lost: u64::try_from(self.fates.iter().filter(lost).count()).unwrap_or(u64::MAX),
+            settled_ms: settled.as_secs_f64() * 1000.0,
+        }
+    }
+}
+
+/// Whole milliseconds.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::dns::Rcode;
+
+    #[test]
+    fn an_event_has_settled_when_the_last_query_was_lost_or_answered_by_the_wrong_side() {
+        let start = clock::now();
+        let mut diary = Diary::new(start);
+        for number in 0..400_u64 {
+            let lost = (200..203).contains(&number);
+            diary.note(&Outcome {
+                took: (!lost).then_some(Duration::from_millis(1)),
+                intended: start + Duration::from_millis(number),
+                late: Duration::ZERO,
+                lost: u32::from(lost),
+                rcode: Some(Rcode::NOERROR),
+                is_authoritative: number >= 203 && number < 300,
+            });
+        }
+        let at = |millis| start + Duration::from_millis(millis);
+        let timeline = diary.into_timeline(&[(at(200), Event::Stop), (at(290), Event::Continue)]);
+        let [stop, go_on] = &timeline.events[..] else { panic!("two events") };
+        assert_eq!((stop.at_ms, stop.lost, go_on.lost), (200, 3, 0));
+        assert!((stop.settled_ms - 2.0).abs() < 0.1, "{stop:?}");
+        assert!((go_on.settled_ms - 9.0).abs() < 0.1, "{go_on:?}");
+        assert_eq!(timeline.lost, [0, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(timeline.cluster, [0, 0, 0, 0, 47, 50, 0, 0]);
+        assert_eq!(timeline.nodens[6..], [50, 50]);
+    }
+}
