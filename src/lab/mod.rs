@@ -269,7 +269,7 @@ impl Lab {
         };
         let tcp = scenario::run(&course, &self.net.pods, &act, |outcome| {
             sum.add(self.scenario, outcome);
-            if sum.queries % 500 == 0 {
+            if sum.queries.is_multiple_of(500) {
                 progress(&format!("{run}: {} queries, {} lost", sum.queries, sum.lost));
             }
         })?;

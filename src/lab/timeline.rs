@@ -157,7 +157,7 @@ mod tests {
                 late: Duration::ZERO,
                 lost: u32::from(lost),
                 rcode: Some(Rcode::NOERROR),
-                is_authoritative: number >= 203 && number < 300,
+                is_authoritative: (203..300).contains(&number),
             });
         }
         let at = |millis| start + Duration::from_millis(millis);

@@ -168,19 +168,11 @@ impl Receiver {
         let (flows, is_over) = (flows.to_vec(), Arc::clone(&all_sent));
         let thread = thread::spawn(move || {
             runtime.block_on(async {
-                loop {
-                    // Read before the sweep: what is sent after it is seen by the next one.
-                    let is_last = is_over.load(Ordering::Acquire);
-                    let mut known = Vec::new();
-                    let swept = flows.iter().map(|flow| flow.sweep(patience, &mut known));
-                    let is_empty = swept.fold(true, |all, one| all && one);
-                    known.append(&mut done.lock().unwrap_or_else(PoisonError::into_inner));
-                    // Nobody takes them any more when the scenario has failed.
-                    let _ = outcomes.send(known);
-                    if is_last && is_empty {
-                        return;
-                    }
+                // Read before the sweep: what is sent after it is seen by the next one.
+                let mut is_last = is_over.load(Ordering::Acquire);
+                while !hand_on(&flows, patience, &done, &outcomes) || !is_last {
                     tokio::time::sleep(ROUND).await;
+                    is_last = is_over.load(Ordering::Acquire);
                 }
             });
         });
@@ -192,6 +184,21 @@ impl Receiver {
         self.all_sent.store(true, Ordering::Release);
         let _ = self.thread.join();
     }
+}
+
+/// Hands on what is known by now; tells whether nothing is owed any more.
+fn hand_on(
+    flows: &[Arc<Flow>],
+    patience: Patience,
+    done: &Mutex<Vec<Outcome>>,
+    outcomes: &mpsc::Sender<Vec<Outcome>>,
+) -> bool {
+    let mut known = Vec::new();
+    let owing = flows.iter().filter(|flow| !flow.sweep(patience, &mut known)).count();
+    known.append(&mut done.lock().unwrap_or_else(PoisonError::into_inner));
+    // Nobody takes them any more when the scenario has failed.
+    let _ = outcomes.send(known);
+    owing == 0
 }
 
 /// Takes responses for ever.
