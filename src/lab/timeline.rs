@@ -149,7 +149,7 @@ mod tests {
     fn an_event_has_settled_when_the_last_query_was_lost_or_answered_by_the_wrong_side() {
         let start = clock::now();
         let mut diary = Diary::new(start);
-        for number in 0..400_u64 {
+        for number in 0..500_u64 {
             let lost = (200..203).contains(&number);
             diary.note(&Outcome {
                 took: (!lost).then_some(Duration::from_millis(1)),
@@ -157,17 +157,17 @@ mod tests {
                 late: Duration::ZERO,
                 lost: u32::from(lost),
                 rcode: Some(Rcode::NOERROR),
-                is_authoritative: (203..300).contains(&number),
+                is_authoritative: (203..400).contains(&number),
             });
         }
         let at = |millis| start + Duration::from_millis(millis);
-        let timeline = diary.into_timeline(&[(at(200), Event::Stop), (at(290), Event::Continue)]);
+        let timeline = diary.into_timeline(&[(at(200), Event::Stop), (at(390), Event::Continue)]);
         let [stop, go_on] = &timeline.events[..] else { panic!("two events") };
         assert_eq!((stop.at_ms, stop.lost, go_on.lost), (200, 3, 0));
         assert!((stop.settled_ms - 2.0).abs() < 0.1, "{stop:?}");
         assert!((go_on.settled_ms - 9.0).abs() < 0.1, "{go_on:?}");
-        assert_eq!(timeline.lost, [0, 0, 0, 0, 3, 0, 0, 0]);
-        assert_eq!(timeline.cluster, [0, 0, 0, 0, 47, 50, 0, 0]);
-        assert_eq!(timeline.nodens[6..], [50, 50]);
+        assert_eq!(timeline.lost, [0, 0, 0, 0, 3, 0, 0, 0, 0, 0]);
+        assert_eq!(timeline.cluster, [0, 0, 0, 0, 47, 50, 50, 50, 0, 0]);
+        assert_eq!(timeline.nodens[8..], [50, 50]);
     }
 }
