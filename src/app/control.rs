@@ -103,6 +103,7 @@ impl Control {
                 Event::Reload(why) => tokio::select! {
                     () = this.reload(&view, &why) => {
                         watch.follow(files_of(&view.config(), Some(&file)));
+                        takeover.reconfigure(&view.config().intercept);
                     }
                     signal = signals.leave() => break signal,
                 },
@@ -201,7 +202,6 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }
                 != new.serve,
         ),
-        ("intercept", old.intercept != new.intercept),
         ("cache.size", old.cache.size != new.cache.size),
         ("admin", old.admin != new.admin),
         ("log.format", old.log.format != new.log.format),

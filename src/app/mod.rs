@@ -23,7 +23,7 @@ use self::control::{Control, Signals};
 use self::endpoints::Feed;
 use self::privileges::PrivilegeError;
 use self::routes::{Maker, RoutesError};
-use self::takeover::Takeover;
+use self::takeover::{Place, Takeover};
 use self::workers::Workers;
 use crate::admin::{self, DoorsError};
 use crate::cache::Cache;
@@ -156,10 +156,10 @@ impl Parts {
             shutdown: &self.shutdown,
         };
         let addresses: Vec<_> = self.bound.addresses.iter().map(|l| l.address).collect();
-        self.bound.start(&self.config.serve, &runners)?;
+        let front_ends = self.bound.start(&self.config.serve, &runners)?;
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "nodens answers");
-        let metrics = &self.front.metrics;
-        let mut takeover = Takeover::start(self.claims, &self.config, &self.pulses, metrics)?;
+        let place = Place::new(&self.config, front_ends, &self.pulses, &self.front.metrics);
+        let mut takeover = Takeover::start(self.claims, &self.config, place)?;
         let shutdown = self.shutdown.clone();
         let control = Control {
             sources,

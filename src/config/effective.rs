@@ -118,7 +118,7 @@ fn intercept(intercept: &Intercept) -> Values {
     let fallback = intercept.fallback.iter().map(|endpoint| quote(&endpoint.to_string()));
     vec![
         ("intercept.mode", intercept.required.then(|| quote(mode))),
-        ("intercept.addresses", Some(list(addresses)).filter(|list| list != "[]")),
+        ("intercept.addresses", intercept.are_written.then(|| list(addresses))),
         ("intercept.private", Some(list(private))),
         ("intercept.fallback", Some(list(fallback))),
     ]

@@ -25,6 +25,8 @@ pub struct Intercept {
     pub required: bool,
     /// What stub resolvers ask, port 53; each once. Empty only where nothing is intercepted.
     pub addresses: Vec<IpAddr>,
+    /// The addresses were written: those of the cluster DNS are not added.
+    pub are_written: bool,
     /// Where our private addresses are taken from.
     pub private: Vec<Network>,
     /// The cluster DNS endpoints behind [`NODE_ADDRESS`] while nobody intercepts it.
@@ -44,6 +46,12 @@ const PRIVATE: [Network; 2] = [
 ];
 
 impl Intercept {
+    /// Tells whether the cluster DNS's addresses are to be intercepted, once they are known.
+    pub fn follows_cluster(&self) -> bool {
+        let is_refused = self.required && self.mode == InterceptMode::None;
+        !self.are_written && !is_refused
+    }
+
     /// Intercepted addresses that no upstream can be, as addresses that we answer.
     ///
     /// Our own queries pass the table by their mark; without one they would come back to us. Behind
@@ -84,6 +92,7 @@ pub fn read(reader: &mut Reader<'_, '_>, listen: &[Listen], host: &Host) -> Inte
     Intercept {
         mode,
         required: written.is_some(),
+        are_written: named.is_some(),
         addresses: named.unwrap_or(unnamed),
         private: read_private(reader),
         fallback: read_fallback(reader, host),

@@ -1,11 +1,11 @@
 //! Does the planned steps through netlink, and reads back what is.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::claims::Claims;
-use super::plan::{Observed, Step, TableSeen};
+use super::plan::{Observed, Pair, Step, TableSeen};
 use super::table::{self, Shape};
 use super::{below, table::ALIVE};
 use crate::netlink::netfilter::{Netfilter, NetlinkError};
@@ -56,14 +56,31 @@ impl Ruler {
     pub fn observe(&mut self, claims: &mut Claims) -> Result<Observed, NetlinkError> {
         let table = &self.shape.table;
         let is_there = self.netfilter.counter(table, table::REWRITTEN)?.is_some();
-        let keys4 = self.netfilter.keys(table, table::TO4)?;
-        let keys6 = self.netfilter.keys(table, table::TO6)?;
-        let asked = keys4.iter().chain(&keys6).filter_map(|key| ip_of(key)).collect();
+        let (mut taken, mut answered) = (BTreeSet::new(), BTreeSet::new());
+        for map in table::TO {
+            let elements = self.netfilter.elements(table, map)?;
+            taken.extend(elements.iter().filter_map(|(asked, private)| pair(asked, private)));
+        }
+        for map in table::FROM {
+            let elements = self.netfilter.elements(table, map)?;
+            answered.extend(elements.iter().filter_map(|(private, asked)| pair(asked, private)));
+        }
         let takes_queries = !self.has_stopped;
         Ok(Observed {
-            table: is_there.then_some(TableSeen { asked, takes_queries }),
+            table: is_there.then_some(TableSeen { taken, answered, takes_queries }),
             addresses: claims.observe()?,
+            has_below: below::is_there(&mut self.netfilter)?,
         })
+    }
+
+    /// Puts the net below in place for these endpoints, or takes it away where there are none.
+    ///
+    /// # Errors
+    /// As the kernel says; then the old one stays.
+    pub fn lead(&mut self, endpoints: &[SocketAddr]) -> Result<(), NetlinkError> {
+        let mut batch = Batch::default();
+        below::replace(&mut batch, endpoints);
+        self.netfilter.apply(&batch)
     }
 
     /// Does the steps: addresses first, then the table's in one batch.
@@ -107,10 +124,12 @@ impl Ruler {
                 Step::MakeTable(pairs) => table::make(&mut batch, shape, pairs),
                 Step::Claim(pair) => table::claim(&mut batch, &shape.table, *pair),
                 Step::Release(asked) => table::release(&mut batch, &shape.table, *asked),
+                Step::Forget(private) => table::forget(&mut batch, &shape.table, *private),
                 Step::StopTaking => table::stop_taking(&mut batch, &shape.table),
                 Step::RemoveTable => {
                     batch.delete_table(&shape.table);
                 }
+                Step::MakeBelow(endpoints) => below::replace(&mut batch, endpoints),
             }
         }
         batch
@@ -155,6 +174,11 @@ pub fn remove_leftovers(netfilter: &mut Netfilter) -> Result<(), NetlinkError> {
         }
     }
     Ok(())
+}
+
+/// A pair of addresses in network order.
+fn pair(asked: &[u8], private: &[u8]) -> Option<Pair> {
+    Some(Pair { asked: ip_of(asked)?, private: ip_of(private)? })
 }
 
 /// An address of 4 or 16 bytes in network order.

@@ -13,27 +13,29 @@ use crate::netlink::nft::{Batch, ChainKind, DataType, Element, Hook, Place, Set,
 /// The table's name.
 pub const NAME: &str = "nodens-below";
 
+/// Counts the flows that were led; read alone, it tells whether the table is there.
+const COUNTER: &str = "led";
+
 /// kube-proxy's own priorities: whoever is first, the address is only ours.
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 
-/// Puts the net in place for these endpoints, or takes it away where there are none.
+/// Tells whether the net is there, whoever made it.
 ///
 /// # Errors
-/// As the kernel says; then the old one stays.
-pub fn put(netfilter: &mut Netfilter, endpoints: &[SocketAddr]) -> Result<(), NetlinkError> {
-    netfilter.apply(&replace(endpoints))
+/// As the kernel says.
+pub fn is_there(netfilter: &mut Netfilter) -> Result<bool, NetlinkError> {
+    Ok(netfilter.counter(&Table::inet(NAME), COUNTER)?.is_some())
 }
 
-/// One batch from whatever is there to the table for these endpoints.
-fn replace(endpoints: &[SocketAddr]) -> Batch {
+/// Leads from whatever is there to the table for these endpoints; without any it is gone.
+pub fn replace(batch: &mut Batch, endpoints: &[SocketAddr]) {
     let table = Table::inet(NAME);
-    let mut batch = Batch::default();
     // A table that is not there cannot be removed, so it is made first.
     batch.ensure_table(&table).delete_table(&table);
     let endpoints: Vec<Vec<u8>> = endpoints.iter().filter_map(endpoint).collect();
-    let Ok(count @ 1..) = u32::try_from(endpoints.len()) else { return batch };
-    batch.add_table(&table, 0);
+    let Ok(count @ 1..) = u32::try_from(endpoints.len()) else { return };
+    batch.add_table(&table, 0).add_counter(&table, COUNTER);
     batch.add_set(&table, &Set::map("endpoints", DataType::Integer, DataType::Ipv4Port));
     let elements: Vec<_> = (0u32..)
         .zip(endpoints)
@@ -52,7 +54,6 @@ fn replace(endpoints: &[SocketAddr]) -> Batch {
         batch.add_rule(&table, "out", &translate(protocol, count));
     }
     batch.add_rule(&table, "post", &masquerade());
-    batch
 }
 
 /// An endpoint as the map holds it: address, port, padded to 8 bytes.
@@ -68,6 +69,7 @@ fn translate(protocol: u8, count: u32) -> Vec<Expr> {
     rule.extend(meta_is(Meta::Protocol, &[protocol]));
     rule.extend(field_is(Field::DESTINATION_PORT, &53u16.to_be_bytes()));
     rule.extend([
+        Expr::NamedCounter(COUNTER.to_owned()),
         Expr::Number { modulus: count, into: REG_1, is_random: true },
         Expr::Lookup { set: "endpoints".to_owned(), key: REG_1, into: Some(REG_1) },
         Expr::Nat {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::InterceptError;
 use super::plan::Pair;
 use super::socket::Hold;
-use crate::config::intercept::{Intercept, NODE_ADDRESS};
+use crate::config::intercept::NODE_ADDRESS;
 use crate::config::{Listen, Network};
 use crate::netlink::addresses::{Addresses, LinkAddress};
 use crate::netlink::netfilter::NetlinkError;
@@ -24,8 +24,13 @@ const TRIES: u128 = 4096;
 pub struct Claims {
     addresses: Addresses,
     link: u32,
+    /// What shall be taken.
     pairs: BTreeSet<Pair>,
-    _holds: Vec<Hold>,
+    /// Served, but not asked for now, the oldest first: flows and responses of theirs may go on.
+    spares: Vec<Pair>,
+    /// Private addresses that nobody serves yet.
+    unserved: BTreeSet<IpAddr>,
+    holds: Vec<Hold>,
 }
 
 impl Claims {
@@ -33,30 +38,82 @@ impl Claims {
     ///
     /// # Errors
     /// `NotPermitted` without CAP_NET_ADMIN or CAP_NET_BIND_SERVICE, `NoPrivate` when all are taken.
-    pub fn take(config: &Intercept) -> Result<Self, InterceptError> {
+    pub fn take(asked: &[IpAddr], private: &[Network]) -> Result<Self, InterceptError> {
         let mut addresses = Addresses::open()?;
         let link = link_for(&mut addresses)?;
         let present = addresses.list()?;
-        collect(&mut addresses, link, &present, &config.private)?;
-        warn_of_owners(&mut addresses, &present, &config.addresses)?;
-        let elsewhere = present.iter().filter(|address| address.link != link).map(|a| a.ip);
-        let mut taken: BTreeSet<IpAddr> = elsewhere.chain(config.addresses.clone()).collect();
-        taken.insert(NODE_ADDRESS.into());
-        let (mut pairs, mut holds) = (BTreeSet::new(), Vec::new());
-        for asked in &config.addresses {
-            let candidates = config.private.iter().flat_map(addresses_of);
-            let same_family = candidates.filter(|ip| ip.is_ipv4() == asked.is_ipv4());
-            let (private, hold) = first_free(same_family, &taken)?
-                .ok_or(InterceptError::NoPrivate { asked: *asked })?;
-            taken.insert(private);
-            pairs.insert(Pair { asked: *asked, private });
-            holds.push(hold);
-        }
-        let mut claims = Self { addresses, link, pairs, _holds: holds };
-        for pair in claims.pairs.clone() {
-            claims.add(pair.private)?;
-        }
+        collect(&mut addresses, link, &present, private)?;
+        let mut claims = Self {
+            addresses,
+            link,
+            pairs: BTreeSet::new(),
+            spares: Vec::new(),
+            unserved: BTreeSet::new(),
+            holds: Vec::new(),
+        };
+        claims.change(asked, private)?;
         Ok(claims)
+    }
+
+    /// Claims private addresses for other asked ones. What was claimed before and still fits is kept;
+    /// what is not asked for any more stays served, so that nothing under way is torn.
+    ///
+    /// # Errors
+    /// As [`Claims::take`]; then the old pairs stay.
+    pub fn change(&mut self, asked: &[IpAddr], private: &[Network]) -> Result<(), InterceptError> {
+        let present = self.addresses.list()?;
+        let new = asked.iter().filter(|ip| !self.pairs.iter().any(|pair| pair.asked == **ip));
+        warn_of_owners(&mut self.addresses, &present, new)?;
+        let elsewhere = present.iter().filter(|address| address.link != self.link).map(|a| a.ip);
+        let mut taken: BTreeSet<IpAddr> = elsewhere.chain(asked.iter().copied()).collect();
+        taken.insert(NODE_ADDRESS.into());
+        let mut pairs = BTreeSet::new();
+        for asked in asked {
+            let pair = self.pair_for(*asked, private, &taken)?;
+            taken.insert(pair.private);
+            pairs.insert(pair);
+        }
+        let released = self.pairs.difference(&pairs).copied();
+        self.spares.extend(released.collect::<Vec<_>>());
+        self.spares.retain(|spare| !pairs.iter().any(|pair| pair.private == spare.private));
+        self.pairs = pairs;
+        for pair in self.pairs.clone() {
+            self.add(pair.private)?;
+        }
+        Ok(())
+    }
+
+    /// The private address for an asked one: the one that it had, a free one, or the oldest spare.
+    fn pair_for(
+        &mut self,
+        asked: IpAddr,
+        private: &[Network],
+        taken: &BTreeSet<IpAddr>,
+    ) -> Result<Pair, InterceptError> {
+        let fits = |pair: &&Pair| {
+            pair.private.is_ipv4() == asked.is_ipv4()
+                && !taken.contains(&pair.private)
+                && private.iter().any(|network| contains(network, pair.private))
+        };
+        let mut known = self.pairs.iter().chain(&self.spares).filter(fits);
+        if let Some(pair) = known.find(|pair| pair.asked == asked) {
+            return Ok(*pair);
+        }
+        let candidates = private.iter().flat_map(addresses_of);
+        let same_family = candidates.filter(|ip| ip.is_ipv4() == asked.is_ipv4());
+        match first_free(same_family, taken)? {
+            Some((private, hold)) => {
+                let pair = Pair { asked, private };
+                self.holds.push(hold);
+                self.unserved.insert(private);
+                self.spares.push(pair);
+                Ok(pair)
+            }
+            None => match self.spares.iter().find(fits) {
+                Some(spare) => Ok(Pair { asked, private: spare.private }),
+                None => Err(InterceptError::NoPrivate { asked }),
+            },
+        }
     }
 
     /// Asked and private addresses.
@@ -64,45 +121,68 @@ impl Claims {
         &self.pairs
     }
 
-    /// What the front ends bind.
+    /// What the front ends must bind before the pairs are taken.
     pub fn listens(&self) -> Vec<Listen> {
         let listen = |pair: &Pair| Listen {
             address: SocketAddr::new(pair.private, 53),
             device: None,
             required: true,
         };
-        self.pairs.iter().map(listen).collect()
+        let unserved = self.pairs.iter().filter(|pair| self.unserved.contains(&pair.private));
+        unserved.map(listen).collect()
     }
 
-    /// Which addresses our link has.
+    /// Notes that the front ends have bound what [`Claims::listens`] said.
+    pub fn note_served(&mut self) {
+        for pair in &self.pairs {
+            self.unserved.remove(&pair.private);
+        }
+    }
+
+    /// Which of the pairs' private addresses lead to us.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn observe(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
         let ours = self.addresses.list()?.into_iter().filter(|address| address.link == self.link);
-        Ok(ours.map(|address| address.ip).collect())
+        let mut found: BTreeSet<_> = ours.map(|address| address.ip).collect();
+        for pair in &self.pairs {
+            // Somebody may have removed the route, or taken the link down.
+            if found.contains(&pair.private) && !self.addresses.is_local(pair.private)? {
+                found.remove(&pair.private);
+            }
+        }
+        Ok(found)
     }
 
-    /// Gives the link an address; a link that somebody removed is made again.
+    /// Gives the link an address; a link that somebody removed or took down is made again.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn add(&mut self, ip: IpAddr) -> Result<(), NetlinkError> {
+        if self.addresses.is_local(ip)? {
+            return Ok(());
+        }
         if let Some(link) = self.addresses.ensure_dummy(LINK).ok().flatten() {
             self.link = link;
+            self.addresses.bring_up(link)?;
         }
-        match self.addresses.add(LinkAddress { link: self.link, ip }) {
-            Err(error) if !error.is_there_already() => Err(error),
-            _ => Ok(()),
+        let address = LinkAddress { link: self.link, ip };
+        match self.addresses.add(address) {
+            Err(error) if error.is_there_already() => {
+                // Its route comes back with it.
+                self.addresses.remove(address)?;
+                self.addresses.add(address)
+            }
+            other => other,
         }
     }
 
     /// Removes our addresses, and the link when nobody else has one on it.
     pub fn leave(mut self) {
-        for pair in self.pairs.clone() {
-            if let Err(error) =
-                self.addresses.remove(LinkAddress { link: self.link, ip: pair.private })
-            {
+        for pair in self.pairs.iter().chain(&self.spares) {
+            let address = LinkAddress { link: self.link, ip: pair.private };
+            if let Err(error) = self.addresses.remove(address) {
                 tracing::debug!(%error, "private address not removed");
             }
         }
@@ -172,12 +252,13 @@ pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
 }
 
 /// Says so when a link of this host has an asked address, as node-cache leaves it.
-fn warn_of_owners(
+fn warn_of_owners<'a>(
     addresses: &mut Addresses,
     present: &[LinkAddress],
-    asked: &[IpAddr],
+    asked: impl Iterator<Item = &'a IpAddr> + Clone,
 ) -> Result<(), InterceptError> {
-    for owner in present.iter().filter(|address| asked.contains(&address.ip)) {
+    let is_asked = |ip: &IpAddr| asked.clone().any(|asked| asked == ip);
+    for owner in present.iter().filter(|address| is_asked(&address.ip)) {
         let link = addresses.name(owner.link)?.unwrap_or_default();
         tracing::warn!(
             address = %owner.ip, link,

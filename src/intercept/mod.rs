@@ -3,7 +3,8 @@
 //! [`claims`] takes private addresses, [`table`] is the owner table that rewrites asked addresses to
 //! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
 //! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
-//! without us. It refuses to answer queries (that is `serve`), and to know which addresses are right.
+//! without us. What is asked of it may change while it runs: `app::takeover::Takeover::reporter` is where
+//! whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
 
 pub mod apply;
 pub mod below;
@@ -14,8 +15,9 @@ pub mod plan;
 mod socket;
 pub mod table;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,15 +27,19 @@ use self::apply::Ruler;
 use self::claims::Claims;
 use self::firewall::Watch;
 use self::heartbeat::Heartbeat;
-use self::plan::{Desired, Reach, plan};
+use self::plan::{Desired, Pair, Reach, Step, plan};
 use self::socket::Drum;
-use crate::config;
+use crate::config::{Listen, Network};
 use crate::metrics::InterceptMetrics;
 use crate::netlink::netfilter::{Netfilter, NetlinkError};
+use crate::netlink::nft::Batch;
 use crate::pulse::Pulses;
 
 /// How much longer a TCP flow is remembered than it may idle.
 const FLOW_SLACK: Duration = Duration::from_secs(30);
+
+/// How long what is put right again and again is not said again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why queries cannot be intercepted.
 #[derive(Debug, Error)]
@@ -83,6 +89,9 @@ pub struct Start {
 }
 
 /// A running intercept. Its end, however it comes, lets queries take the ordinary path.
+///
+/// What is asked of it may change while it runs: [`Intercept::claim`] the private addresses, serve
+/// what [`Intercept::listens`] says, then [`Intercept::take`]. [`Intercept::lead`] changes the net below.
 pub struct Intercept {
     claims: Claims,
     ruler: Ruler,
@@ -93,27 +102,23 @@ pub struct Intercept {
     metrics: InterceptMetrics,
     /// The last mend failed; said once.
     is_failing: bool,
+    /// What was last put right, and when that was said.
+    mended: Option<(Vec<Step>, Instant)>,
 }
 
 impl Intercept {
-    /// Makes the net below and the owner table, and begins to claim. The private addresses must be
-    /// served by now.
+    /// Makes the owner table and begins to claim. The private addresses must be served by now.
     ///
     /// # Errors
     /// [`InterceptError`]
-    pub fn start(
-        claims: Claims,
-        config: &config::Intercept,
-        start: Start,
-    ) -> Result<Self, InterceptError> {
+    pub fn start(mut claims: Claims, start: Start) -> Result<Self, InterceptError> {
         let mut netfilter = Netfilter::open()?;
         apply::remove_leftovers(&mut netfilter)?;
-        below::put(&mut netfilter, &config.fallback)?;
         let drum = Drum::new(table::BEAT_MARK)?;
-        let desired = Desired { pairs: claims.pairs().clone(), reach: Reach::Everything };
+        claims.note_served();
+        let desired = Desired::new(claims.pairs().clone());
         let flow_timeout = start.tcp_idle + FLOW_SLACK;
         let mut ruler = Ruler::new(netfilter, (start.upstream_mark, drum.port()), flow_timeout);
-        let mut claims = claims;
         let observed = ruler.observe(&mut claims)?;
         ruler.apply(&plan(&desired, &observed), &mut claims)?;
         start.metrics.owned.set(i64::from(ruler.is_owned()));
@@ -127,7 +132,48 @@ impl Intercept {
             responses: Watch::default(),
             metrics: start.metrics,
             is_failing: false,
+            mended: None,
         })
+    }
+
+    /// Claims private addresses for other asked ones; nothing else is taken before [`Intercept::take`].
+    ///
+    /// # Errors
+    /// [`InterceptError`]; then all stays as it is.
+    pub fn claim(&mut self, asked: &[IpAddr], private: &[Network]) -> Result<(), InterceptError> {
+        self.claims.change(asked, private)
+    }
+
+    /// What must be served before [`Intercept::take`].
+    pub fn listens(&self) -> Vec<Listen> {
+        self.claims.listens()
+    }
+
+    /// Takes what was claimed last, and nothing else; it is served by now. Flows and responses of
+    /// what is taken no more go on.
+    ///
+    /// # Errors
+    /// As the kernel says; then the next look tries again.
+    pub fn take(&mut self) -> Result<(), InterceptError> {
+        self.claims.note_served();
+        self.desired.pairs = self.claims.pairs().clone();
+        let observed = self.ruler.observe(&mut self.claims)?;
+        Ok(self.ruler.apply(&plan(&self.desired, &observed), &mut self.claims)?)
+    }
+
+    /// What is taken.
+    pub fn pairs(&self) -> &BTreeSet<Pair> {
+        &self.desired.pairs
+    }
+
+    /// Leads 169.254.20.10 to these endpoints while nobody intercepts it, also after our death;
+    /// without any the net below is removed.
+    ///
+    /// # Errors
+    /// As the kernel says; then the next look tries again.
+    pub fn lead(&mut self, endpoints: &[SocketAddr]) -> Result<(), InterceptError> {
+        self.desired.below = endpoints.to_vec();
+        Ok(self.ruler.lead(endpoints)?)
     }
 
     /// Looks after the table and the addresses; call it every second or more often.
@@ -147,7 +193,7 @@ impl Intercept {
         let steps = plan(&self.desired, &observed);
         if !steps.is_empty() {
             self.metrics.repairs.inc_by(steps.len() as u64);
-            tracing::warn!(?steps, "putting right what somebody changed");
+            self.say_mended(&steps, now);
             self.ruler.apply(&steps, &mut self.claims)?;
         }
         if self.desired.reach != Reach::Everything {
@@ -162,6 +208,17 @@ impl Intercept {
             self.withdraw(queries)?;
         }
         Ok(())
+    }
+
+    /// Says what is put right; the same again only after a while.
+    fn say_mended(&mut self, steps: &[Step], now: Instant) {
+        let is_known = |(said, when): &(Vec<Step>, Instant)| {
+            said == steps && now.saturating_duration_since(*when) < SAY_AGAIN
+        };
+        if !self.mended.as_ref().is_some_and(is_known) {
+            tracing::warn!(?steps, "putting right what somebody changed");
+            self.mended = Some((steps.to_vec(), now));
+        }
     }
 
     /// Takes the table away: with the firewall in between, every query would be lost.
@@ -222,9 +279,11 @@ impl Intercept {
 ///
 /// # Errors
 /// `NotPermitted` without CAP_NET_ADMIN.
-pub fn clean_up(private: &[config::Network]) -> Result<(), InterceptError> {
+pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
     let mut netfilter = Netfilter::open()?;
     apply::remove_leftovers(&mut netfilter)?;
-    below::put(&mut netfilter, &[])?;
+    let mut batch = Batch::default();
+    below::replace(&mut batch, &[]);
+    netfilter.apply(&batch)?;
     claims::clean_up(private)
 }

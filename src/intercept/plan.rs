@@ -1,7 +1,7 @@
 //! What is to be done: desired and observed in, steps out. Pure.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// An asked address with the private one that answers for it; both of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,13 +26,24 @@ pub enum Reach {
 pub struct Desired {
     pub pairs: BTreeSet<Pair>,
     pub reach: Reach,
+    /// Endpoints of the net below; with none it is left as it is.
+    pub below: Vec<SocketAddr>,
+}
+
+impl Desired {
+    /// Everything of these pairs.
+    pub fn new(pairs: BTreeSet<Pair>) -> Self {
+        Self { pairs, reach: Reach::Everything, below: Vec::new() }
+    }
 }
 
 /// Our table as read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableSeen {
-    /// Asked addresses in its maps.
-    pub asked: BTreeSet<IpAddr>,
+    /// Whose queries it takes.
+    pub taken: BTreeSet<Pair>,
+    /// Whose responses it gives back; more than are taken, once some were released.
+    pub answered: BTreeSet<Pair>,
     /// It still takes new queries.
     pub takes_queries: bool,
 }
@@ -41,8 +52,10 @@ pub struct TableSeen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub table: Option<TableSeen>,
-    /// Addresses of the link that holds our private ones.
+    /// Private addresses that lead to us.
     pub addresses: BTreeSet<IpAddr>,
+    /// The net below is there, whoever made it.
+    pub has_below: bool,
 }
 
 /// One change.
@@ -52,16 +65,26 @@ pub enum Step {
     /// Makes the whole table with these pairs.
     MakeTable(BTreeSet<Pair>),
     Claim(Pair),
+    /// Takes the asked address' new queries no more; what is under way goes on.
     Release(IpAddr),
+    /// Ends what is under way at a private address: it serves another asked one.
+    Forget(IpAddr),
     /// Takes no new queries any more.
     StopTaking,
     RemoveTable,
+    /// Makes the net below with these endpoints.
+    MakeBelow(Vec<SocketAddr>),
 }
 
 /// The steps from what is to what shall be, in their order; none where they agree.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
     let missing = |pair: &&Pair| !observed.addresses.contains(&pair.private);
     let addresses = desired.pairs.iter().filter(missing).map(|pair| Step::AddAddress(pair.private));
+    // Only where it is missing: two instances that know different endpoints must not fight over it.
+    let below =
+        desired.reach == Reach::Everything && !observed.has_below && !desired.below.is_empty();
+    let below = below.then(|| Step::MakeBelow(desired.below.clone()));
+    let addresses = addresses.chain(below);
     match (&observed.table, desired.reach) {
         (None, Reach::Everything) => {
             addresses.chain([Step::MakeTable(desired.pairs.clone())]).collect()
@@ -81,10 +104,14 @@ fn mend(desired: &Desired, table: &TableSeen) -> Vec<Step> {
     if !table.takes_queries {
         return vec![Step::RemoveTable, Step::MakeTable(desired.pairs.clone())];
     }
-    let asked: BTreeSet<_> = desired.pairs.iter().map(|pair| pair.asked).collect();
-    let gone = table.asked.difference(&asked).copied().map(Step::Release);
-    let new = desired.pairs.iter().filter(|pair| !table.asked.contains(&pair.asked));
-    gone.chain(new.copied().map(Step::Claim)).collect()
+    let gone = table.taken.difference(&desired.pairs).map(|pair| Step::Release(pair.asked));
+    let new = || desired.pairs.difference(&table.taken);
+    let reused = table
+        .answered
+        .iter()
+        .filter(|old| new().any(|pair| pair.private == old.private && pair.asked != old.asked));
+    let forgotten = reused.map(|old| Step::Forget(old.private));
+    gone.chain(forgotten).chain(new().copied().map(Step::Claim)).collect()
 }
 
 #[cfg(test)]
@@ -100,10 +127,12 @@ mod tests {
     fn seen(pairs: &[Pair], takes_queries: bool) -> Observed {
         Observed {
             table: Some(TableSeen {
-                asked: pairs.iter().map(|pair| pair.asked).collect(),
+                taken: pairs.iter().copied().collect(),
+                answered: pairs.iter().copied().collect(),
                 takes_queries,
             }),
             addresses: pairs.iter().map(|pair| pair.private).collect(),
+            has_below: true,
         }
     }
 
@@ -111,6 +140,8 @@ mod tests {
     fn steps_lead_from_what_is_to_what_shall_be_and_none_when_they_agree() {
         let pairs = |list: &[Pair]| list.iter().copied().collect::<BTreeSet<_>>();
         let both = [pair(1), pair(2)];
+        let moved = Pair { asked: pair(1).asked, private: pair(9).private };
+        let reused = Pair { asked: pair(9).asked, private: pair(1).private };
         let cases = [
             (&both[..], Reach::Everything, seen(&both, true), vec![]),
             (
@@ -126,17 +157,43 @@ mod tests {
                 vec![Step::AddAddress(pair(2).private), Step::Claim(pair(2))],
             ),
             (&both[1..], Reach::Everything, seen(&both, true), vec![Step::Release(pair(1).asked)]),
+            (
+                &[moved],
+                Reach::Everything,
+                seen(&both[..1], true),
+                vec![
+                    Step::AddAddress(moved.private),
+                    Step::Release(moved.asked),
+                    Step::Claim(moved),
+                ],
+            ),
+            (
+                &[reused],
+                Reach::Everything,
+                seen(&both[..1], true),
+                vec![
+                    Step::Release(pair(1).asked),
+                    Step::Forget(reused.private),
+                    Step::Claim(reused),
+                ],
+            ),
             (&both, Reach::Owed, seen(&both, true), vec![Step::StopTaking]),
             (&both, Reach::Owed, seen(&both, false), vec![]),
             (&both, Reach::Nothing, seen(&both, true), vec![Step::RemoveTable]),
             (&both, Reach::Nothing, Observed::default(), vec![]),
         ];
         for (list, reach, observed, steps) in cases {
-            let desired = Desired { pairs: pairs(list), reach };
+            let desired = Desired { reach, ..Desired::new(pairs(list)) };
             assert_eq!(plan(&desired, &observed), steps, "{desired:?} {observed:?}");
         }
         let removed = Observed { addresses: BTreeSet::new(), ..seen(&both[..1], true) };
-        let desired = Desired { pairs: pairs(&both[..1]), reach: Reach::Everything };
+        let mut desired = Desired::new(pairs(&both[..1]));
         assert_eq!(plan(&desired, &removed), [Step::AddAddress(pair(1).private)]);
+        let flushed = Observed { has_below: false, ..seen(&both[..1], true) };
+        assert_eq!(plan(&desired, &flushed), [], "nobody told us any endpoints");
+        desired.below = vec![SocketAddr::new(pair(7).asked, 53)];
+        assert_eq!(plan(&desired, &flushed), [Step::MakeBelow(desired.below.clone())]);
+        desired.reach = Reach::Owed;
+        assert_eq!(plan(&desired, &flushed), [Step::StopTaking], "who leaves mends nothing");
     }
 }

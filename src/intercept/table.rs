@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::plan::Pair;
 use crate::netlink::expr::{
-    Checksum, Expr, Field, Meta, Op, REG_1, REG_2, Register, Verdict, field_is, meta_is, register,
+    Checksum, Expr, Field, Meta, Op, REG_1, REG_2, REG_4, Register, Verdict, field_is, meta_is,
+    register,
 };
 use crate::netlink::nft::{Batch, ChainKind, DataType, Element, Hook, OWNER, Place, Set, Table};
 
@@ -22,9 +23,11 @@ pub const QUERIES: &str = "queries";
 /// The set of protocols that are taken: the dead-man switch.
 pub const ALIVE: &str = "alive";
 
-/// Maps from asked to private addresses.
-pub const TO4: &str = "to4";
-pub const TO6: &str = "to6";
+/// Maps from asked to private addresses: what is taken.
+pub const TO: [&str; 2] = ["to4", "to6"];
+
+/// Maps from private to asked addresses: whose responses are given back.
+pub const FROM: [&str; 2] = ["from4", "from6"];
 
 /// UDP queries rewritten, and those of them that passed every firewall on their way in.
 pub const REWRITTEN: &str = "rewritten";
@@ -57,27 +60,27 @@ const LAST: i32 = 10_000;
 const FAMILIES: [Version; 2] = [
     Version {
         number: 2,
-        to: TO4,
-        from: "from4",
+        to: TO[0],
+        from: FROM[0],
         mine: "mine4",
         source: Field::IP_SOURCE,
         destination: Field::IP_DESTINATION,
         checksum: Checksum::Ipv4,
         address: DataType::Ipv4,
-        flow: DataType::Ipv4Port,
-        port_register: register(1),
+        flow: DataType::Ipv4Flow,
+        flow_registers: [REG_1, register(1), register(2)],
     },
     Version {
         number: 10,
-        to: TO6,
-        from: "from6",
+        to: TO[1],
+        from: FROM[1],
         mine: "mine6",
         source: Field::IP6_SOURCE,
         destination: Field::IP6_DESTINATION,
         checksum: Checksum::Ipv6,
         address: DataType::Ipv6,
-        flow: DataType::Ipv6Port,
-        port_register: REG_2,
+        flow: DataType::Ipv6Flow,
+        flow_registers: [REG_1, REG_2, register(8)],
     },
 ];
 
@@ -96,8 +99,8 @@ struct Version {
     checksum: Checksum,
     address: DataType,
     flow: DataType,
-    /// Where a flow's port stands behind its address.
-    port_register: Register,
+    /// Where a flow's source, destination and source port stand.
+    flow_registers: [Register; 3],
 }
 
 /// What a table is made with.
@@ -126,7 +129,7 @@ pub fn make(batch: &mut Batch, shape: &Shape, pairs: &BTreeSet<Pair>) {
         batch.add_set(table, &Set::map(version.to, version.address, version.address));
         batch.add_set(table, &Set::map(version.from, version.address, version.address));
         let mine = Set::dynamic(version.mine, version.flow, shape.flow_timeout, FLOWS);
-        batch.add_set(table, &mine);
+        batch.add_set(table, &mine.with_data(version.address));
     }
     for pair in pairs {
         claim(batch, table, *pair);
@@ -160,6 +163,11 @@ pub fn release(batch: &mut Batch, table: &Table, asked: IpAddr) {
     batch.delete_elements(table, version_of(asked).to, &[Element::key(octets(asked))]);
 }
 
+/// Takes a private address out of the map of responses, so that it may serve another asked one.
+pub fn forget(batch: &mut Batch, table: &Table, private: IpAddr) {
+    batch.delete_elements(table, version_of(private).from, &[Element::key(octets(private))]);
+}
+
 /// Takes no new queries any more.
 pub fn stop_taking(batch: &mut Batch, table: &Table) {
     batch.flush_chain(table, QUERIES);
@@ -189,7 +197,7 @@ fn add_rules(batch: &mut Batch, shape: &Shape) {
     }
     for version in &FAMILIES {
         batch.add_rule(table, QUERIES, &version.take_udp());
-        batch.add_rule(table, QUERIES, &version.remember_syn());
+        batch.add_rule(table, QUERIES, &version.take_syn());
         batch.add_rule(table, "flows", &version.take_flow());
         batch.add_rule(table, "out", &version.answer(UDP));
         batch.add_rule(table, "out", &version.answer(TCP));
@@ -217,7 +225,7 @@ fn beat(port: u16) -> Vec<Expr> {
     let renew = |protocol| {
         let set = ALIVE.to_owned();
         let value = vec![protocol];
-        [Expr::Immediate { into: REG_1, value }, Expr::Update { set, key: REG_1 }]
+        [Expr::Immediate { into: REG_1, value }, Expr::Update { set, key: REG_1, value: None }]
     };
     let to_us = field_is(Field::DESTINATION_PORT, &port.to_be_bytes());
     let mut rule = meta_is(Meta::Mark, &BEAT_MARK.to_ne_bytes()).to_vec();
@@ -242,16 +250,32 @@ impl Version {
         [Expr::Load { field, into: REG_1 }, Expr::Lookup { set, key: REG_1, into: Some(into) }]
     }
 
-    /// Writes the first register over the address in `field`; conntrack never sees the packet.
-    fn rewrite(&self, field: Field) -> [Expr; 3] {
-        let write = Expr::Write { field, from: REG_1, checksum: self.checksum };
+    /// Writes a register over the address in `field`; conntrack never sees the packet.
+    fn rewrite(&self, field: Field, from: Register) -> [Expr; 3] {
+        let write = Expr::Write { field, from, checksum: self.checksum };
         [write, Expr::Notrack, Expr::Verdict(Verdict::Accept)]
     }
 
-    /// The flow's key, source address and port, in the first registers.
-    fn flow_key(&self) -> [Expr; 2] {
-        let port = Expr::Load { field: Field::SOURCE_PORT, into: self.port_register };
-        [Expr::Load { field: self.source, into: REG_1 }, port]
+    /// The flow's key, both addresses and the source port, in the first registers.
+    fn flow_key(&self) -> [Expr; 3] {
+        let [source, destination, port] = self.flow_registers;
+        [
+            Expr::Load { field: self.source, into: source },
+            Expr::Load { field: self.destination, into: destination },
+            Expr::Load { field: Field::SOURCE_PORT, into: port },
+        ]
+    }
+
+    /// Rewrites a packet of the flow whose key stands in the first registers to the private address in
+    /// the last one, and remembers both, or remembers them anew.
+    fn keep_flow(&self) -> [Expr; 5] {
+        let [write, notrack, accept] = self.rewrite(self.destination, REG_4);
+        // The program nft (1.0.6) aborts over a value that is the result of a lookup; one that is
+        // loaded from the packet again it can show.
+        let again = Expr::Load { field: self.destination, into: REG_4 };
+        let set = self.mine.to_owned();
+        let remember = Expr::Update { set, key: REG_1, value: Some(REG_4) };
+        [write, again, remember, notrack, accept]
     }
 
     /// Queries by UDP.
@@ -260,12 +284,12 @@ impl Version {
         rule.extend(self.look_up(self.destination, self.to, REG_1));
         // Behind the lookup: a host process' query passes here twice, and is known only once.
         rule.push(Expr::NamedCounter(REWRITTEN.to_owned()));
-        rule.extend(self.rewrite(self.destination));
+        rule.extend(self.rewrite(self.destination, REG_1));
         rule
     }
 
-    /// Remembers a flow by its SYN, when it goes to an asked address.
-    fn remember_syn(&self) -> Vec<Expr> {
+    /// Takes a flow by its SYN, when it goes to an asked address.
+    fn take_syn(&self) -> Vec<Expr> {
         let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
         rule.extend([
             Expr::Load { field: Field::TCP_FLAGS, into: REG_1 },
@@ -273,21 +297,19 @@ impl Version {
             Expr::Mask { from: REG_1, into: REG_1, mask: vec![0x17] },
             Expr::Compare { register: REG_1, op: Op::Equal, value: vec![0x02] },
         ]);
-        rule.extend(self.look_up(self.destination, self.to, REG_1));
+        rule.extend(self.look_up(self.destination, self.to, REG_4));
         rule.extend(self.flow_key());
-        rule.push(Expr::Update { set: self.mine.to_owned(), key: REG_1 });
+        rule.extend(self.keep_flow());
         rule
     }
 
-    /// Packets of remembered flows, which are remembered anew.
+    /// Packets of remembered flows. They keep their private address, also
+    /// when the asked one was given another or is not taken any more.
     fn take_flow(&self) -> Vec<Expr> {
-        let mine = || self.mine.to_owned();
         let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
         rule.extend(self.flow_key());
-        rule.push(Expr::Lookup { set: mine(), key: REG_1, into: None });
-        rule.push(Expr::Update { set: mine(), key: REG_1 });
-        rule.extend(self.look_up(self.destination, self.to, REG_1));
-        rule.extend(self.rewrite(self.destination));
+        rule.push(Expr::Lookup { set: self.mine.to_owned(), key: REG_1, into: Some(REG_4) });
+        rule.extend(self.keep_flow());
         rule
     }
 
@@ -298,7 +320,7 @@ impl Version {
         if protocol == UDP {
             rule.push(Expr::NamedCounter(ANSWERED.to_owned()));
         }
-        rule.extend(self.rewrite(self.source));
+        rule.extend(self.rewrite(self.source, REG_1));
         rule
     }
 

@@ -14,6 +14,8 @@ const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
+const NEW_ROUTE: u16 = 24;
+const GET_ROUTE: u16 = 26;
 
 /// Makes the object, and refuses where it exists.
 const CREATE: u16 = 0x600;
@@ -21,6 +23,11 @@ const CREATE: u16 = 0x600;
 /// Bytes of a link message's own head, and of an address message's.
 const LINK_HEAD: usize = 16;
 const ADDRESS_HEAD: usize = 8;
+
+/// Bytes of a route message's own head, where its type stands, and the type of what is ours (RTN_LOCAL).
+const ROUTE_HEAD: usize = 12;
+const ROUTE_TYPE: usize = 7;
+const LOCAL: u8 = 2;
 
 /// Up (IFF_UP).
 const UP: u32 = 1;
@@ -95,6 +102,36 @@ impl Addresses {
         }
     }
 
+    /// Brings a link up; one that is up stays so.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn bring_up(&mut self, link: u32) -> Result<(), NetlinkError> {
+        let mut body = link_body((UP, UP), |_| {});
+        body[4..8].copy_from_slice(&link.to_ne_bytes());
+        self.0.ask((NEW_LINK, ACK), &body, &format!("bring the link {link} up")).map(drop)
+    }
+
+    /// Tells whether what is sent to `ip` is delivered on this host.
+    ///
+    /// # Errors
+    /// As the kernel says; an address without a route is none.
+    pub fn is_local(&mut self, ip: IpAddr) -> Result<bool, NetlinkError> {
+        let (family, bits, bytes) = family_of(ip);
+        let mut list = Attributes::default();
+        list.put(1, &bytes);
+        let mut body = vec![0; ROUTE_HEAD];
+        body[..2].copy_from_slice(&[family, bits]);
+        body.extend(list.as_bytes());
+        match self.0.ask((GET_ROUTE, 0), &body, &format!("look for the route to {ip}")) {
+            Ok(answers) => Ok(answers.iter().any(|answer| {
+                answer.kind == NEW_ROUTE && answer.payload.get(ROUTE_TYPE) == Some(&LOCAL)
+            })),
+            Err(NetlinkError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes a link.
     ///
     /// # Errors
@@ -162,14 +199,20 @@ fn link_body((flags, change): (u32, u32), fill: impl FnOnce(&mut Attributes)) ->
 
 /// An address message.
 fn address_body(address: LinkAddress) -> Vec<u8> {
-    let (family, prefix, scope, bytes) = match address.ip {
-        IpAddr::V4(ip) => (2, 32, HOST_SCOPE, ip.octets().to_vec()),
-        IpAddr::V6(ip) => (10, 128, UNIVERSE, ip.octets().to_vec()),
-    };
+    let (family, prefix, bytes) = family_of(address.ip);
+    let scope = if address.ip.is_ipv4() { HOST_SCOPE } else { UNIVERSE };
     let mut list = Attributes::default();
     list.put(2, &bytes).put(1, &bytes);
     let head = [[family, prefix, NO_DETECTION, scope], address.link.to_ne_bytes()];
     [&head.concat(), list.as_bytes()].concat()
+}
+
+/// An address' family in the kernel's number, its bits and its bytes.
+fn family_of(ip: IpAddr) -> (u8, u8, Vec<u8>) {
+    match ip {
+        IpAddr::V4(ip) => (2, 32, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (10, 128, ip.octets().to_vec()),
+    }
 }
 
 /// An address of 4 or 16 bytes.

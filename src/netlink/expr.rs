@@ -17,6 +17,9 @@ pub const REG_1: Register = 1;
 /// The second register of 16 bytes.
 pub const REG_2: Register = 2;
 
+/// The last register of 16 bytes.
+pub const REG_4: Register = 4;
+
 /// The quarter `index` (0 to 15) of the registers; quarters 0 to 3 are [`REG_1`].
 pub const fn register(index: u32) -> Register {
     8 + index
@@ -146,8 +149,8 @@ pub enum Expr {
     Counter,
     /// Counts in a named object, which can be read alone.
     NamedCounter(String),
-    /// Adds an element to a set, or renews its timeout.
-    Update { set: String, key: Register },
+    /// Adds an element to a set, or renews its timeout; of a map with the value that a new one gets.
+    Update { set: String, key: Register, value: Option<Register> },
     /// The next of 0 to `modulus` - 1, in host order.
     Number { modulus: u32, into: Register, is_random: bool },
     /// Translates to the address in a register; the port stays unless one is given.
@@ -264,8 +267,11 @@ impl Expr {
             Self::VerdictMap { map, key } => {
                 data.put_text(1, map).put_u32(2, *key).put_u32(3, 0);
             }
-            Self::Update { set, key } => {
+            Self::Update { set, key, value } => {
                 data.put_text(1, set).put_u32(3, 1).put_u32(4, *key);
+                if let Some(value) = value {
+                    data.put_u32(5, *value);
+                }
             }
             _ => {}
         }

@@ -116,6 +116,19 @@ impl Netfilter {
     /// # Errors
     /// [`NetlinkError`] of any other kind.
     pub fn keys(&mut self, table: &Table, set: &str) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let elements = self.elements(table, set)?;
+        Ok(elements.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// A map's living elements as (key, value), in no order; of a set the values are empty.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; a map that does not exist is none.
+    pub fn elements(
+        &mut self,
+        table: &Table,
+        set: &str,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, NetlinkError> {
         let mut body = Attributes::default();
         body.put_text(1, &table.name).put_text(2, set);
         let answers =
@@ -124,9 +137,10 @@ impl Netfilter {
                 other => other?,
             };
         let lists = answers.iter().filter_map(|answer| find(answer.payload.get(HEAD..)?, 3));
-        let elements = lists
-            .flat_map(walk)
-            .filter_map(|(_, element)| Some(find(find(element, 1)?, 1)?.to_vec()));
+        let value = |element, kind| find(find(element, kind)?, 1).map(<[u8]>::to_vec);
+        let elements = lists.flat_map(walk).filter_map(|(_, element)| {
+            Some((value(element, 1)?, value(element, 2).unwrap_or_default()))
+        });
         Ok(elements.collect())
     }
 

@@ -121,8 +121,10 @@ pub enum DataType {
     Integer,
     /// An address and a port, 8 bytes.
     Ipv4Port,
-    /// An address and a port, 20 bytes.
-    Ipv6Port,
+    /// Two addresses and a port, 12 bytes.
+    Ipv4Flow,
+    /// Two addresses and a port, 36 bytes.
+    Ipv6Flow,
     /// The values of a map of verdicts.
     Verdict,
 }
@@ -137,7 +139,8 @@ impl DataType {
             Self::Port => (13, 2),
             Self::Integer => (4, 4),
             Self::Ipv4Port => (7 << 6 | 13, 8),
-            Self::Ipv6Port => (8 << 6 | 13, 20),
+            Self::Ipv4Flow => (7 << 12 | 7 << 6 | 13, 12),
+            Self::Ipv6Flow => (8 << 12 | 8 << 6 | 13, 36),
             Self::Verdict => (0xffff_ff00, 16),
         }
     }
@@ -165,6 +168,11 @@ impl Set {
     pub fn dynamic(name: impl Into<String>, key: DataType, timeout: Duration, size: u32) -> Self {
         let (timeout, dynamic) = (Some(timeout), Some(size));
         Self { name: name.into(), key, data: None, timeout, dynamic }
+    }
+
+    /// The same as a map.
+    pub fn with_data(self, data: DataType) -> Self {
+        Self { data: Some(data), ..self }
     }
 }
 
@@ -238,11 +246,6 @@ impl Batch {
     /// Tells whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
-    }
-
-    /// What each message does, in words and in order.
-    pub fn steps(&self) -> impl Iterator<Item = &str> {
-        self.messages.iter().map(|message| message.what.as_str())
     }
 
     /// Appends a message about something in `table`.

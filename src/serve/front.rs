@@ -153,9 +153,9 @@ impl Front {
         };
     }
 
-    /// Remembers the UDP sockets whose drops are to be counted.
-    pub fn watch_drops(&self, sockets: Vec<Weak<UdpSocket>>) {
-        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
+    /// Remembers more UDP sockets whose drops are to be counted.
+    pub fn watch_drops(&self, sockets: impl IntoIterator<Item = Weak<UdpSocket>>) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).extend(sockets);
     }
 
     /// Datagrams that the kernel dropped at our sockets since they were bound.

@@ -20,7 +20,7 @@ pub mod tcp;
 pub mod udp;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use thiserror::Error;
 
@@ -130,12 +130,39 @@ impl Bound {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(self, serve: &Serve, runners: &Runners<'_>) -> io::Result<()> {
-        let all: Vec<_> = self.udp.iter().flatten().map(Arc::downgrade).collect();
-        runners.front.watch_drops(all);
-        for (index, sockets) in self.udp.into_iter().enumerate() {
-            udp::start(index, sockets, runners)?;
+    pub fn start(self, serve: &Serve, runners: &Runners<'_>) -> io::Result<FrontEnds> {
+        let front = Arc::clone(runners.front);
+        front.watch_drops(self.udp.iter().flatten().map(Arc::downgrade));
+        let threads = self.udp.into_iter().enumerate();
+        let threads = threads.map(|(index, sockets)| udp::start(index, sockets, runners));
+        let threads = threads.collect::<io::Result<_>>()?;
+        let mut tcp = tcp::Acceptors::new(serve, runners);
+        tcp.add(self.tcp, runners.pulses)?;
+        Ok(FrontEnds { front, threads, tcp })
+    }
+}
+
+/// The running front ends. They end with the drain, not with this value.
+pub struct FrontEnds {
+    front: Arc<Front>,
+    /// Where each serve thread looks for more sockets.
+    threads: Vec<mpsc::Sender<Arc<UdpSocket>>>,
+    tcp: tcp::Acceptors,
+}
+
+impl FrontEnds {
+    /// Serves more sockets, bound for as many threads; the first queries may wait 200 ms.
+    ///
+    /// # Errors
+    /// When a listener cannot be registered with its runtime.
+    pub fn add(&mut self, bound: Bound, pulses: &Pulses) -> io::Result<()> {
+        self.front.watch_drops(bound.udp.iter().flatten().map(Arc::downgrade));
+        for (thread, sockets) in self.threads.iter().zip(bound.udp) {
+            for socket in sockets {
+                // A thread that has ended drains, and so do we.
+                let _ = thread.send(socket);
+            }
         }
-        tcp::start(self.tcp, serve, runners)
+        self.tcp.add(bound.tcp, pulses)
     }
 }

@@ -23,7 +23,7 @@ use super::{Runners, connection, system};
 use crate::clock;
 use crate::config;
 use crate::metrics::{Metrics, Tally};
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Pulses};
 use crate::shutdown::Shutdown;
 
 /// How long the accept loop waits before it goes round.
@@ -46,35 +46,50 @@ pub(super) struct Server {
     pub(super) shutdown: Shutdown,
 }
 
-/// Starts an accept loop for each listener; connections go round the resolver's workers.
-///
-/// # Errors
-/// When a listener cannot be registered with the runtime.
-pub fn start(
-    listeners: Vec<std::net::TcpListener>,
-    serve: &config::Serve,
-    runners: &Runners<'_>,
-) -> io::Result<()> {
-    let connections = affordable(serve.tcp_connections);
-    let server = Arc::new(Server {
-        front: Arc::clone(runners.front),
-        handler: Arc::new(Handler::new(Arc::clone(runners.front))),
-        tally: runners.front.metrics.tally(),
-        seats: Seats::new(connections, serve.tcp_connections_per_source, clock::now()),
-        pipeline: serve.tcp_pipeline,
-        idle: serve.tcp_idle,
-        shutdown: runners.shutdown.clone(),
-    });
-    for (index, listener) in listeners.into_iter().enumerate() {
-        let pulse = runners.pulses.register(format!("tcp-accept-{index}"));
-        let workers = runners.workers.to_vec();
-        let worker = &runners.workers[index % runners.workers.len()];
-        let guard = worker.enter();
-        let listener = TcpListener::from_std(listener)?;
-        drop(guard);
-        worker.spawn(Arc::clone(&server).accept(listener, workers, pulse));
+/// The accept loops; connections go round the resolver's workers.
+pub struct Acceptors {
+    server: Arc<Server>,
+    workers: Vec<Handle>,
+    count: usize,
+}
+
+impl Acceptors {
+    /// None yet.
+    pub fn new(serve: &config::Serve, runners: &Runners<'_>) -> Self {
+        let connections = affordable(serve.tcp_connections);
+        let server = Arc::new(Server {
+            front: Arc::clone(runners.front),
+            handler: Arc::new(Handler::new(Arc::clone(runners.front))),
+            tally: runners.front.metrics.tally(),
+            seats: Seats::new(connections, serve.tcp_connections_per_source, clock::now()),
+            pipeline: serve.tcp_pipeline,
+            idle: serve.tcp_idle,
+            shutdown: runners.shutdown.clone(),
+        });
+        Self { server, workers: runners.workers.to_vec(), count: 0 }
     }
-    Ok(())
+
+    /// Starts an accept loop for each listener.
+    ///
+    /// # Errors
+    /// When a listener cannot be registered with the runtime.
+    pub fn add(
+        &mut self,
+        listeners: Vec<std::net::TcpListener>,
+        pulses: &Pulses,
+    ) -> io::Result<()> {
+        for listener in listeners {
+            let pulse = pulses.register(format!("tcp-accept-{}", self.count));
+            let worker = &self.workers[self.count % self.workers.len()];
+            self.count += 1;
+            let guard = worker.enter();
+            let listener = TcpListener::from_std(listener)?;
+            drop(guard);
+            let server = Arc::clone(&self.server);
+            worker.spawn(server.accept(listener, self.workers.clone(), pulse));
+        }
+        Ok(())
+    }
 }
 
 /// The connections that leave half of the process's descriptors to upstreams and the rest.

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::Runners;
@@ -40,6 +40,8 @@ const SEND_TRIES: usize = 5;
 /// One serve thread.
 struct Serve {
     sockets: Vec<Arc<UdpSocket>>,
+    /// Sockets that were bound later.
+    more: mpsc::Receiver<Arc<UdpSocket>>,
     front: Arc<Front>,
     handler: Arc<Handler>,
     worker: tokio::runtime::Handle,
@@ -54,11 +56,16 @@ struct Serve {
     misses: Vec<Miss>,
 }
 
-/// Starts serve thread `index` over its sockets.
+/// Starts serve thread `index` over its sockets; it takes more of them through what is given back.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) -> io::Result<()> {
+pub fn start(
+    index: usize,
+    sockets: Vec<Arc<UdpSocket>>,
+    runners: &Runners<'_>,
+) -> io::Result<mpsc::Sender<Arc<UdpSocket>>> {
+    let (give, more) = mpsc::channel();
     let front = Arc::clone(runners.front);
     let worker = runners.workers[index % runners.workers.len()].clone();
     let pulse = runners.pulses.register(format!("serve-{index}"));
@@ -67,6 +74,7 @@ pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) 
     let run = move || {
         let serve = Serve {
             sockets,
+            more,
             handler: Arc::new(Handler::new(Arc::clone(&front))),
             tally: front.metrics.thread_tally(),
             front,
@@ -80,7 +88,7 @@ pub fn start(index: usize, sockets: Vec<Arc<UdpSocket>>, runners: &Runners<'_>) 
         };
         serve.run(owed);
     };
-    std::thread::Builder::new().name(format!("serve-{index}")).spawn(run).map(|_| ())
+    std::thread::Builder::new().name(format!("serve-{index}")).spawn(run).map(|_| give)
 }
 
 impl Serve {
@@ -89,6 +97,7 @@ impl Serve {
         let mut ready = Vec::with_capacity(self.sockets.len());
         let mut deaf = false;
         loop {
+            self.sockets.extend(self.more.try_iter());
             let draining = self.shutdown.is_begun();
             if draining && !std::mem::replace(&mut deaf, true) {
                 self.sockets.iter().for_each(|socket| socket.stop_receiving());

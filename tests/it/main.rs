@@ -24,4 +24,5 @@ mod reload;
 mod startup;
 mod stubs;
 mod takeover;
+mod takeover_live;
 mod upstreams;

@@ -51,7 +51,7 @@ fn remember() -> Vec<Expr> {
     let update = [
         Expr::Load { field: Field::IP_SOURCE, into: REG_1 },
         Expr::Load { field: Field::SOURCE_PORT, into: register(1) },
-        Expr::Update { set: "flows".to_owned(), key: REG_1 },
+        Expr::Update { set: "flows".to_owned(), key: REG_1, value: None },
         Expr::Counter,
     ];
     [&meta_is(Meta::Family, &[2])[..], &meta_is(Meta::Protocol, &[6]), &syn, &update].concat()

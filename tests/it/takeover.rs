@@ -14,22 +14,23 @@ use crate::harness::{
 /// The programs that every test here needs.
 macro_rules! needs_node {
     () => {
-        needs!("ip", "nft", "conntrack", "unshare", "nsenter");
+        crate::harness::needs!("ip", "nft", "conntrack", "unshare", "nsenter");
     };
 }
+pub(crate) use needs_node;
 
 /// An upstream of nodens that the cluster does not have.
-fn upstream() -> Sink {
+pub fn upstream() -> Sink {
     Sink::start(|seen| sink::ordinary(seen).now())
 }
 
 /// A daemon that intercepts the cluster DNS addresses, claiming by now.
-fn start(upstream: impl ToString) -> Daemon {
+pub fn start(upstream: impl ToString) -> Daemon {
     start_with(upstream, "")
 }
 
 /// The same with more lines in `[intercept]`.
-fn start_with(upstream: impl ToString, lines: &str) -> Daemon {
+pub fn start_with(upstream: impl ToString, lines: &str) -> Daemon {
     let tables = format!("[intercept]\naddresses = {ASKED:?}\n{lines}\n");
     let daemon = Setup::towards(upstream).tables(&tables).start();
     assert!(until(Duration::from_secs(3), || is_claiming(&daemon)), "{}", daemon.log());
@@ -37,12 +38,12 @@ fn start_with(upstream: impl ToString, lines: &str) -> Daemon {
 }
 
 /// Tells whether the heartbeat is proven.
-fn is_claiming(daemon: &Daemon) -> bool {
+pub fn is_claiming(daemon: &Daemon) -> bool {
     daemon.metric("nodens_intercept_claiming", "") == 1.0
 }
 
 /// The private addresses on any link; dummy links are not to be had on every kernel.
-fn private() -> Vec<String> {
+pub fn private() -> Vec<String> {
     let text = say("ip", &["-brief", "address"]);
     let words = text.split_whitespace();
     let ours = |word: &&str| word.starts_with("169.254.20.") || word.starts_with("fd6e:");
@@ -307,12 +308,12 @@ fn without_the_capability_the_error_names_it_and_a_defaulted_mode_goes_without()
 }
 
 /// How often a fault is repeated; the nightly run asks for more.
-fn rounds() -> usize {
+pub fn rounds() -> usize {
     std::env::var("IT_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
 /// A steady load on the asked address from the pod, 5,000 queries per second of 100 names.
-fn load(node: &Node, seconds: u64) -> Report {
+pub fn load(node: &Node, seconds: u64) -> Report {
     let names = (0..100).map(|n| format!("load-{n}.example.org A")).collect();
     let load = Load::full_speed(seconds, names).rate(5000);
     node.in_pod(|| load.run(server(ASKED[0])))
@@ -390,7 +391,7 @@ fn the_rule_set_changes_by_our_table_alone_and_not_at_all_while_we_run() {
         std::thread::sleep(Duration::from_millis(300));
         let mut daemon = start(upstream.address);
         let made = || monitor.log();
-        assert!(until(Duration::from_secs(2), || made().contains("add table inet nodens-")));
+        assert!(until(Duration::from_secs(2), || made().contains("table inet nodens-")));
         std::thread::sleep(Duration::from_millis(300));
         let begun = made();
         node.ask_all("with");

@@ -171,6 +171,9 @@ pub fn sh(script: &str) {
 /// What a program says on standard output.
 pub fn say(program: &str, arguments: &[&str]) -> String {
     let output = command(program).args(arguments).output().expect("the program runs");
+    let is_missing = output.status.code() == Some(1);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || is_missing, "{program} {arguments:?}: {told}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
