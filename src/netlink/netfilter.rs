@@ -37,6 +37,9 @@ pub struct TableState {
     pub owner: Option<u32>,
 }
 
+/// The key of a map's element, and its value.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
 /// A socket to nf_tables of the calling thread's network namespace.
 pub struct Netfilter(Channel);
 
@@ -124,11 +127,7 @@ impl Netfilter {
     ///
     /// # Errors
     /// [`NetlinkError`]; a map that does not exist is none.
-    pub fn elements(
-        &mut self,
-        table: &Table,
-        set: &str,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, NetlinkError> {
+    pub fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<KeyValue>, NetlinkError> {
         let mut body = Attributes::default();
         body.put_text(1, &table.name).put_text(2, set);
         let answers =
