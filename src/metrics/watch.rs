@@ -58,6 +58,11 @@ impl ByResource {
     pub fn of(&self, resource: ApiResource) -> &Counter {
         &self.0[resource as usize]
     }
+
+    /// All resources together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
 }
 
 /// What is forbidden now, by verb and resource.
@@ -65,6 +70,11 @@ impl ByResource {
 pub struct Denied([[Gauge; ApiResource::ALL.len()]; ApiVerb::ALL.len()]);
 
 impl Denied {
+    /// Tells whether the API server forbids it.
+    pub fn is_set(&self, verb: ApiVerb, resource: ApiResource) -> bool {
+        self.0[verb as usize][resource as usize].get() != 0
+    }
+
     /// Notes whether the API server forbids it.
     pub fn set(&self, verb: ApiVerb, resource: ApiResource, is_denied: bool) {
         self.0[verb as usize][resource as usize].set(is_denied.into());
