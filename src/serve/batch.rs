@@ -200,6 +200,9 @@ impl Outbox {
     /// Waits a moment when the send buffer is full, once per batch.
     pub fn send(&mut self, socket: &UdpSocket, inbox: &mut Inbox) -> usize {
         let total = self.filled.len();
+        if total == 0 {
+            return 0;
+        }
         let mut iovs: [libc::iovec; BATCH] =
             std::array::from_fn(|k| iovec(self.buffers[k].as_mut_ptr(), self.len_of(k)));
         let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|k| {

@@ -256,7 +256,7 @@ impl Miss {
     async fn resolve(self) {
         let source: SocketAddr = self.peer.source();
         let answer =
-            handler::handle(&self.handler, self.wire, source, Carrier::Datagram, self.received);
+            handler::handle(&self.handler, &self.wire, source, Carrier::Datagram, self.received);
         let Some(response) = answer.await else { return };
         for _ in 0..SEND_TRIES {
             match self.socket.send(&self.peer, &response) {
