@@ -5,27 +5,49 @@
 //! It refuses to know where events come from, and what becomes of the names that changed: `app` wires
 //! that (the cache drops them, upstreams and the intercept learn the endpoints).
 //!
-//! Read [`object`] first: what is known of an object.
+//! Read [`object`] first, what is known of an object; then `builder`, which makes a [`snapshot`] of events
+//! with the help of `registry` (who holds an object), [`record`] (what a Service is for DNS) and `shards`
+//! (maps that are cheap to copy); then [`name`], what a name asks for, and [`zone`], the answers.
 
 #[cfg(feature = "kubernetes")]
 mod api;
 #[cfg(feature = "kubernetes")]
 mod backoff;
+mod builder;
 #[cfg(feature = "kubernetes")]
 mod feed;
+mod listed;
+pub mod name;
 pub mod object;
+pub mod record;
+mod registry;
+mod shards;
+pub mod snapshot;
+#[cfg(test)]
+mod tests;
+mod touched;
+mod trigger;
 #[cfg(feature = "kubernetes")]
 mod trouble;
 #[cfg(feature = "kubernetes")]
 pub mod watch;
+pub mod zone;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
+
+use self::builder::Builder;
 use self::object::{Object, ServiceKey};
+use self::snapshot::Snapshot;
+use self::zone::{Answer, Zone};
+use crate::clock;
 use crate::dns::name::Name;
+use crate::dns::query::Query;
 use crate::dns::ttl::Ttl;
 
 /// Which names pods have.
@@ -49,6 +71,8 @@ pub struct Settings {
     pub pods: PodNames,
     /// Services whose endpoints others want to know: the cluster DNS, and those named as upstreams.
     pub interest: BTreeSet<ServiceKey>,
+    /// The cluster DNS: the zone's name server.
+    pub name_server: Option<ServiceKey>,
 }
 
 /// One list of objects that a source keeps current: what a fresh list of it lacks is gone.
@@ -83,7 +107,9 @@ pub enum Event {
 /// What a batch of events changed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
-    /// Names whose answers may have changed, each once: forward, reverse, of ports, of endpoints.
+    /// Names whose answers may have changed, each once, forward and reverse. What is below a
+    /// Service's name (ports, endpoints) changes with it, and pods with `NAMESPACE.pod`: the cache
+    /// keeps those under the epoch of that name, so they are not listed.
     ///
     /// Flush exactly these, before anything else is done.
     pub names: Vec<Name>,
@@ -100,13 +126,24 @@ pub struct Changes {
 /// The cluster zone.
 pub struct Cluster {
     settings: Settings,
+    builder: Mutex<Builder>,
+    snapshot: ArcSwap<Snapshot>,
     synced: AtomicBool,
+    /// The number in the SOA records: nobody transfers the zone, so it never changes.
+    serial: u32,
 }
 
 impl Cluster {
     /// An empty zone, not synced.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, synced: AtomicBool::new(false) }
+        let began = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            settings,
+            builder: Mutex::default(),
+            snapshot: ArcSwap::default(),
+            synced: AtomicBool::new(false),
+            serial: u32::try_from(began.as_secs()).unwrap_or_default(),
+        }
     }
 
     /// What the operator wants.
@@ -118,14 +155,38 @@ impl Cluster {
     ///
     /// For one caller at a time: two batches of one stream would have no order.
     pub fn apply(&self, events: Vec<Event>) -> Changes {
-        if events.contains(&Event::Synced) {
+        let synced = events.contains(&Event::Synced);
+        let mut builder = self.builder.lock().unwrap_or_else(PoisonError::into_inner);
+        let (snapshot, changes) = builder.apply(events, &self.settings);
+        self.snapshot.store(snapshot.into());
+        drop(builder);
+        if synced {
             self.synced.store(true, Ordering::Release);
         }
-        Changes { synced: self.is_synced(), ..Changes::default() }
+        Changes { synced: self.is_synced(), ..changes }
     }
 
     /// Tells whether the zone answers.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
+    }
+
+    /// The answer to `query`; `None` when the name is none of ours.
+    ///
+    /// Read the name's epoch before the call: the snapshot is loaded here.
+    pub fn answer(&self, query: &Query) -> Option<Answer> {
+        let snapshot = self.snapshot.load();
+        let zone = Zone { snapshot: &snapshot, settings: &self.settings, serial: self.serial };
+        zone.answer(query)
+    }
+
+    /// Tells whether `qname` is the reverse name of an address of ours.
+    pub fn owns_reverse(&self, qname: &Name) -> bool {
+        name::reversed(qname).is_some_and(|address| self.snapshot.load().owns(address))
+    }
+
+    /// How many objects are known: namespaces, Services, EndpointSlices, pods.
+    pub fn counts(&self) -> [usize; 4] {
+        self.builder.lock().unwrap_or_else(PoisonError::into_inner).counts()
     }
 }

@@ -46,14 +46,21 @@ pub fn authoritative(
     answer: &[LocalRecord],
     authority: &[LocalRecord],
 ) -> Encoded {
+    sections(query, rcode, [answer, authority, &[]])
+}
+
+/// As [`authoritative`], of all three sections in their order on the wire.
+pub fn sections(query: &Query, rcode: Rcode, sections: [&[LocalRecord]; 3]) -> Encoded {
     let mut out = header_and_question(query, rcode);
-    for (count_at, records) in [(6, answer), (8, authority)] {
+    for (count_at, records) in [6, 8, 10].into_iter().zip(sections) {
         let mut count = 0;
         for record in records {
-            if out.len() + record.owner.as_wire().len() + 10 + record.rdata.len() > MAX_MESSAGE {
+            let before = out.len();
+            push_record(&mut out, query, record);
+            if out.len() > MAX_MESSAGE {
+                out.truncate(before);
                 break;
             }
-            push_record(&mut out, query, record);
             count += 1;
         }
         wire::put_u16(&mut out, count_at, count);
