@@ -474,7 +474,7 @@ fn services_of_interest_tell_their_endpoints_when_those_change() {
         let addresses = texts.iter().map(|text| text.parse::<SocketAddr>().expect("address"));
         vec![(key.clone(), addresses.collect::<Vec<_>>())]
     };
-    let stream = || Stream::Of(key.clone());
+    let stream = || Stream::Named;
     assert_eq!(told(vec![Event::Replaced(Stream::Services, objects())]), of(&["192.0.2.53:5353"]));
     let two = r#"{"addresses":["192.0.2.53"]},{"addresses":["192.0.2.54"]},{"addresses":["192.0.2.55"],"conditions":{"ready":false}}"#;
     let slice_of = |endpoints| slice("dns-1", "dns", endpoints, "");
