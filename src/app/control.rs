@@ -70,10 +70,7 @@ impl Control {
         let resolver = Arc::clone(&self.front.resolver);
         let holds = move || resolver.routes().zones().any(|zone| zone.group.has_answered());
         tokio::spawn(answered.pass_once(holds, UPSTREAM_PATIENCE));
-        workers[0].spawn(maintain_cache(Arc::clone(&self.front)));
-        workers[0].spawn(Arc::clone(&self.maker.feed.upstreams).maintain());
-        let resolver = Arc::clone(&self.front.resolver);
-        workers[0].spawn(Arc::clone(&self.maker.feed).run(resolver));
+        self.make_rounds(&workers[0]);
         let resolver = Arc::clone(&self.front.resolver);
         tokio::spawn(reach::watch(resolver, Arc::clone(&self.maker.reach)));
 
@@ -125,6 +122,14 @@ impl Control {
             std::process::exit(1);
         });
         drop(admin);
+    }
+
+    /// Begins what goes on in the background beside queries.
+    fn make_rounds(&self, worker: &Handle) {
+        let (feed, resolver) = (&self.maker.feed, Arc::clone(&self.front.resolver));
+        worker.spawn(maintain_cache(Arc::clone(&self.front)));
+        worker.spawn(Arc::clone(&feed.upstreams).maintain());
+        worker.spawn(Arc::clone(feed).run(resolver));
     }
 
     /// Lets the stub resolvers of links ask that came up after us, where nobody wrote who may ask.

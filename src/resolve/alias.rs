@@ -1,16 +1,19 @@
 //! CNAMEs of our own data: the target is resolved in the same response.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hickory_proto::op::Message;
+use hickory_proto::rr::{self, RData};
 
-use super::{Carrier, ResolveError, Resolver, Response};
+use super::{Carrier, ResolveError, Resolver, Response, Route};
 use crate::cache::Source;
+use crate::clock;
 use crate::dns::build::{self, LocalRecord};
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
-use crate::dns::{Rcode, edns};
+use crate::dns::{Qtype, Rcode, edns};
 use crate::metrics::Origin;
 
 /// Aliases of our own that one response follows; a forwarded chain has been followed upstream.
@@ -47,6 +50,52 @@ impl Resolver {
         Ok(Response::once(encoded, source))
     }
 
+    /// The response with the target of its alias, where an authoritative upstream left that out: the target
+    /// is asked of the forward zone that it lies in. What is not known by `until` stays out.
+    ///
+    /// Source: RFC 1034 §4.3.2 step 3a, done by the server for its own zones only
+    pub(super) async fn whole(
+        self: &Arc<Self>,
+        query: &Query,
+        encoded: Encoded,
+        until: Instant,
+    ) -> Encoded {
+        if !is_dangling(&encoded) {
+            return encoded;
+        }
+        // Boxed: it is rare, and each miss would carry it along.
+        let followed = Box::pin(self.targets(query, &encoded, until)).await;
+        followed.unwrap_or(encoded)
+    }
+
+    /// The message with the targets of its alias, of as many aliases as there are and allowed.
+    async fn targets(&self, query: &Query, encoded: &Encoded, until: Instant) -> Option<Encoded> {
+        let mut whole = Message::from_vec(encoded.as_wire()).ok()?;
+        let routes = self.routes();
+        for _ in 0..MAX_ALIASES {
+            let target = last_target(&whole, query)?;
+            let next = Query { qname: wire_of(&target)?, ..query.clone() };
+            let Route::Forward(zone) = routes.route(&next.qname) else { return None };
+            let left = until.saturating_duration_since(clock::now());
+            let received = zone.group.exchange_within(&next, left).await.ok()?;
+            let part = Message::from_vec(received.encoded.as_wire()).ok()?;
+            whole.metadata.response_code = part.metadata.response_code;
+            whole.metadata.authentic_data &= part.metadata.authentic_data;
+            whole.answers.extend(part.answers.into_iter().map(|mut record| {
+                // The owner came back in the case that our query was mixed to.
+                if wire_of(&record.name).as_ref() == Some(&next.qname) {
+                    record.name = target.clone();
+                }
+                record
+            }));
+            whole.authorities = part.authorities;
+            if !is_dangling(&received.encoded) {
+                return Encoded::from_wire(&whole.to_vec().ok()?).ok();
+            }
+        }
+        None
+    }
+
     /// The alias of our own data at the query's name, if its type leads there.
     fn own_alias(&self, query: &Query) -> Option<LocalRecord> {
         let routes = self.routes.load();
@@ -55,6 +104,41 @@ impl Resolver {
             super::LocalAnswer::Whole(_) => None,
         }
     }
+}
+
+/// Tells whether a response says nothing but an alias: neither what stands at its target nor that nothing does.
+fn is_dangling(encoded: &Encoded) -> bool {
+    encoded.rcode() == Rcode::NOERROR
+        && !encoded.has_answer()
+        && encoded.answer_types().any(|rtype| rtype == Qtype::CNAME)
+        && encoded.negative_ttl().is_none()
+}
+
+/// Where the chain of aliases in `message` that begins with the query's name leads; `None` where it leads
+/// nowhere or round.
+fn last_target(message: &Message, query: &Query) -> Option<rr::Name> {
+    let (mut name, mut last) = (query.qname.clone(), None);
+    for _ in 0..=message.answers.len() {
+        let leads_on = message.answers.iter().find_map(|record| match &record.data {
+            RData::CNAME(target) if wire_of(&record.name)? == name => Some(target.0.clone()),
+            _ => None,
+        });
+        let Some(target) = leads_on else { return last };
+        name = wire_of(&target)?;
+        last = Some(target);
+    }
+    None
+}
+
+/// A name of hickory's as ours.
+fn wire_of(name: &rr::Name) -> Option<Name> {
+    let mut wire = Vec::new();
+    for label in name.iter() {
+        wire.push(u8::try_from(label.len()).ok()?);
+        wire.extend(label);
+    }
+    wire.push(0);
+    Name::from_wire(&wire)
 }
 
 /// The target's response under the alias' question, with the aliases in front.

@@ -22,6 +22,9 @@ use crate::upstream::ExchangeError;
 /// Source: RFC 8767 §5 (client response timer)
 const STALE_AFTER: Duration = Duration::from_millis(1800);
 
+/// How often who waits for a fresh answer looks whether the upstreams went down meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 impl Resolver {
     /// The response of a forward zone: fresh from the cache, from an upstream, or stale.
     pub(super) async fn forward(
@@ -57,9 +60,16 @@ impl Resolver {
     ) -> Response {
         if self.cache.failure(key, clock::now()).is_none() {
             let patience = if zone.group.is_down() { Duration::ZERO } else { STALE_AFTER };
-            let renewal = tokio::time::timeout(patience, self.renewal(query, key, zone));
-            if let Ok(Some(Ok(entry))) = renewal.await {
-                return Response { entry, aging: Aging::Fresh };
+            let until = clock::now() + patience;
+            let mut renewal = std::pin::pin!(self.renewal(query, key, zone));
+            loop {
+                let left = until.saturating_duration_since(clock::now());
+                match tokio::time::timeout(left.min(LOOK_EVERY), &mut renewal).await {
+                    Ok(Some(Ok(entry))) => return Response { entry, aging: Aging::Fresh },
+                    Ok(_) => break,
+                    Err(_) if left <= LOOK_EVERY || zone.group.is_down() => break,
+                    Err(_) => {}
+                }
             }
         }
         Response { entry: stale, aging: Aging::Stale }
@@ -182,9 +192,15 @@ impl Resolver {
         zone: &ForwardZone,
     ) -> Result<Encoded, ExchangeError> {
         let began = clock::now();
-        let received = zone.group.exchange(query).await;
-        let received = received.map(|received| self.screen(query, key, zone, received.encoded));
-        let Some(dns64) = zone.rewrite.dns64(query) else { return received };
+        let dns64 = zone.rewrite.dns64(query);
+        // A server that drops AAAA alone must leave time for A (RFC 6147 §5.1.2).
+        let patience = zone.group.timeout() / if dns64.is_some() { 2 } else { 1 };
+        let received = match zone.group.exchange_within(query, patience).await {
+            Ok(received) => Ok(self.whole(query, received.encoded, began + patience).await),
+            Err(error) => Err(error),
+        };
+        let received = received.map(|encoded| self.screen(query, key, zone, encoded));
+        let Some(dns64) = dns64 else { return received };
         let received = received.map(|encoded| zone.rewrite.without_mapped(query, encoded));
         if received
             .as_ref()

@@ -78,6 +78,8 @@ struct Exchange<'a> {
     group: &'a Group,
     query: &'a Query,
     started: Instant,
+    /// For all attempts together.
+    limit: Duration,
     deadline: Instant,
     again_at: Instant,
     wait: Duration,
@@ -86,11 +88,11 @@ struct Exchange<'a> {
     failure: Option<ExchangeError>,
 }
 
-/// Runs one exchange of `group`.
-pub async fn run(group: &Group, query: &Query) -> Result<Received, ExchangeError> {
+/// Runs one exchange of `group` for at most `limit`.
+pub async fn run(group: &Group, query: &Query, limit: Duration) -> Result<Received, ExchangeError> {
     // Before the members are read, so that no change falls between.
     let mut moved = group.moved();
-    let mut exchange = Exchange::new(group, query)?;
+    let mut exchange = Exchange::new(group, query, limit)?;
     match exchange.candidates.is_empty() {
         true => exchange.wait_for_upstreams(),
         false => exchange.ask(0),
@@ -116,7 +118,7 @@ pub async fn run(group: &Group, query: &Query) -> Result<Received, ExchangeError
 
 impl<'a> Exchange<'a> {
     /// An exchange with the group's upstreams in the order of this moment.
-    fn new(group: &'a Group, query: &'a Query) -> Result<Self, ExchangeError> {
+    fn new(group: &'a Group, query: &'a Query, limit: Duration) -> Result<Self, ExchangeError> {
         let members = group.members.load();
         let usable: Vec<_> = members.iter().filter(|member| !member.is_looping()).collect();
         match members.first() {
@@ -141,7 +143,8 @@ impl<'a> Exchange<'a> {
             group,
             query,
             started,
-            deadline: started + group.timeout,
+            limit,
+            deadline: started + limit,
             again_at: started,
             wait: Duration::ZERO,
             candidates: order.into_iter().filter_map(candidate).collect(),
@@ -263,7 +266,7 @@ impl<'a> Exchange<'a> {
         match self.untried() {
             Some(next) => {
                 self.group.budget().take(clock::now());
-                self.deadline = self.started + self.group.timeout;
+                self.deadline = self.started + self.limit;
                 self.ask(next);
             }
             None => self.wait_for_upstreams(),

@@ -16,7 +16,7 @@ const FAILING_AFTER: u32 = 5;
 const DOWN_AFTER: u32 = 5;
 
 /// How long an upstream that is down has been silent at least.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_millis(700);
 
 /// The time between two probes of an upstream that is not well; it is back within two seconds.
 const PROBE_EVERY: Duration = Duration::from_millis(500);

@@ -260,7 +260,21 @@ impl Group {
     /// # Cancel safety
     /// Dropping the future ends the exchange; its port rests as after any other.
     pub async fn exchange(&self, query: &Query) -> Result<Received, ExchangeError> {
-        exchange::run(self, query).await
+        exchange::run(self, query, self.timeout).await
+    }
+
+    /// As [`Group::exchange`], within `limit` where that is shorter than the zone's timeout.
+    ///
+    /// # Errors
+    /// Each [`ExchangeError`] as its variant says.
+    /// # Cancel safety
+    /// As that of [`Group::exchange`].
+    pub async fn exchange_within(
+        &self,
+        query: &Query,
+        limit: Duration,
+    ) -> Result<Received, ExchangeError> {
+        exchange::run(self, query, limit.min(self.timeout)).await
     }
 
     /// The total time for one query, all attempts together.

@@ -1,0 +1,282 @@
+//! What is run against each contender in turn, and how a line of the report reads.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::contender::{Contender, Kind};
+use super::load::{self, Ask, quantile, share};
+use super::namespace::Rules;
+use super::spoofer;
+use super::upstream::Upstream;
+
+/// How much is run.
+pub struct Plan {
+    pub seconds: u64,
+    pub rate: u32,
+    /// Forged responses per contender.
+    pub forged: u64,
+    pub kinds: Vec<Kind>,
+    /// Hold nodens to its promises; else only to answering at all.
+    pub judge: bool,
+}
+
+impl Plan {
+    /// The length of a run.
+    pub fn span(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
+
+/// One line of the report: who, and figures with their names.
+pub struct Row {
+    who: String,
+    cells: Vec<(String, String)>,
+    broken: Vec<String>,
+}
+
+impl Row {
+    /// A line about a contender under some circumstance.
+    pub fn new(kind: Kind, circumstance: &str) -> Self {
+        let who = format!("{:13} {circumstance}", kind.name());
+        Self { who, cells: Vec::new(), broken: Vec::new() }
+    }
+
+    /// Adds a figure.
+    pub fn cell(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.cells.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Holds nodens to a promise.
+    pub fn promise(mut self, words: &str, is_kept: bool) -> Self {
+        if self.who.starts_with("nodens") && !is_kept {
+            self.broken.push(words.to_owned());
+        }
+        self
+    }
+
+    /// Tells whether every promise was kept.
+    pub fn is_kept(&self) -> bool {
+        self.broken.is_empty()
+    }
+}
+
+impl fmt::Display for Row {
+    /// Writes `nodens one upstream: 0.1s 88.12% …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:36}", self.who)?;
+        for (name, value) in &self.cells {
+            write!(f, "  {name} {value}")?;
+        }
+        self.broken.iter().try_for_each(|words| write!(f, "\n    NOT KEPT: {words}"))
+    }
+}
+
+/// The addresses of the upstreams.
+pub const UPSTREAMS: [&str; 2] = ["127.0.0.2:53", "127.0.0.3:53"];
+
+/// The first `count` upstreams, with answers of this TTL.
+pub fn upstreams(count: usize, ttl: u32) -> io::Result<Vec<Upstream>> {
+    UPSTREAMS[..count].iter().map(|at| Upstream::start(address(at), ttl)).collect()
+}
+
+/// Reads an address of this program's own.
+pub fn address(text: &str) -> SocketAddr {
+    text.parse().expect("a constant address")
+}
+
+/// As the contenders are told of upstreams.
+pub fn forms(upstreams: &[Upstream]) -> Vec<String> {
+    upstreams.iter().map(|upstream| upstream.address.to_string()).collect()
+}
+
+/// A name that nobody asked before, in one run.
+pub fn unique(tag: &str) -> impl Fn(usize) -> String + Sync {
+    let (tag, salt) = (tag.to_owned(), rand::random::<u32>());
+    move |n| format!("n{n}.{tag}-{salt:08x}.example.org")
+}
+
+/// 30 % of all packets lost each way, with one upstream and with two.
+pub fn loss(plan: &Plan) -> io::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for count in [1, 2] {
+        for kind in &plan.kinds {
+            let upstreams = upstreams(count, 60)?;
+            let contender = Contender::start(*kind, &forms(&upstreams))?;
+            let rules = Rules::lose(30)?;
+            let asks = load::run(contender.address, plan.rate, plan.span(), unique("loss"));
+            drop(rules);
+            let circumstance = if count == 1 { "one upstream" } else { "two upstreams" };
+            let sent: u64 = upstreams.iter().map(Upstream::queries).sum();
+            rows.push(loss_row(plan, Row::new(*kind, circumstance), &asks, sent));
+        }
+    }
+    Ok(rows)
+}
+
+/// The figures of a lossy run.
+fn loss_row(plan: &Plan, row: Row, asks: &[Ask], arrived: u64) -> Row {
+    let within = |ms| format!("{:.3}%", share(asks, Duration::from_millis(ms)));
+    let (second, p90) = (share(asks, Duration::from_secs(1)), quantile(asks, 0.9));
+    row.cell("0.1s", within(100))
+        .cell("0.5s", within(500))
+        .cell("1s", within(1000))
+        .cell("5s", within(5000))
+        .cell("p50", format!("{:.1}ms", quantile(asks, 0.5)))
+        .cell("p90", format!("{p90:.1}ms"))
+        .cell("arrived/query", format!("{:.2}", arrived as f64 / asks.len() as f64))
+        .promise("99.99 % within 1 s", !plan.judge || second >= 99.99)
+        .promise("p90 <= 150 ms", !plan.judge || p90 <= 150.0)
+        .promise("nearly all within 5 s", share(asks, Duration::from_secs(5)) >= 99.0)
+}
+
+/// 1,000 stub resolvers ask for one uncached name at once, with different EDNS sizes.
+pub fn herd(plan: &Plan) -> io::Result<Vec<Row>> {
+    const SIZES: [Option<u16>; 4] = [None, Some(512), Some(1232), Some(4096)];
+    let mut rows = Vec::new();
+    for kind in &plan.kinds {
+        let upstreams = upstreams(1, 60)?;
+        let contender = Contender::start(*kind, &forms(&upstreams))?;
+        upstreams[0].set_delay(Duration::from_millis(100));
+        upstreams[0].set_records(40);
+        // So far away it has always been: nobody asks again before its time.
+        load::run(contender.address, 50, Duration::from_secs(2), unique("distance"));
+        upstreams[0].take_names();
+        let name = unique("herd")(0);
+        let sockets: Vec<UdpSocket> = (0..1000)
+            .map(|n| {
+                let socket = UdpSocket::bind("127.0.0.1:0")?;
+                socket.connect(contender.address)?;
+                socket.send(&load::query(n, &name, SIZES[usize::from(n) % 4]))?;
+                Ok(socket)
+            })
+            .collect::<io::Result<_>>()?;
+        let (mut answered, mut too_large, mut longest) = (0, 0, 0);
+        let until = Instant::now() + Duration::from_secs(5);
+        for (socket, size) in sockets.iter().zip(SIZES.iter().cycle()) {
+            let left = until.saturating_duration_since(Instant::now());
+            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut buffer = [0; 65_535];
+            let Ok(length) = socket.recv(&mut buffer) else { continue };
+            answered += usize::from(buffer[3] & 15 == 0);
+            too_large += usize::from(length > usize::from(size.unwrap_or(512)));
+            longest = longest.max(length);
+        }
+        let wire = load::query(0, &name, None);
+        let asked = upstreams[0].take_names();
+        let asked = asked.iter().filter(|seen| seen[..] == wire[12..wire.len() - 4]).count();
+        rows.push(
+            Row::new(*kind, "1,000 ask at once")
+                .cell("upstream queries", asked)
+                .cell("answered", answered)
+                .cell("too large", too_large)
+                .cell("longest", longest)
+                .promise("one upstream query, and one by TCP where UDP cut", asked <= 2)
+                .promise("each gets a response that fits it", answered == 1000 && too_large == 0),
+        );
+    }
+    Ok(rows)
+}
+
+/// What a miss costs at the plan's rate.
+pub fn cost(plan: &Plan) -> io::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let pooled = plan.kinds.contains(&Kind::Nodens).then_some(Kind::NodensPooled);
+    for kind in plan.kinds.iter().copied().chain(pooled) {
+        let upstreams = upstreams(2, 60)?;
+        let contender = Contender::start(kind, &forms(&upstreams))?;
+        let before = contender.cpu();
+        let asks = load::run(contender.address, plan.rate, plan.span(), unique("cost"));
+        let micros = (contender.cpu() - before).as_secs_f64() * 1e6 / asks.len() as f64;
+        rows.push(
+            Row::new(kind, "unique names")
+                .cell("CPU/query", format!("{micros:.1}us"))
+                .cell("p50", format!("{:.2}ms", quantile(&asks, 0.5)))
+                .cell("p99", format!("{:.2}ms", quantile(&asks, 0.99)))
+                .cell("RSS", format!("{:.0}MB", contender.resident()))
+                .promise("all answered", share(&asks, Duration::from_secs(5)) >= 99.9),
+        );
+    }
+    Ok(rows)
+}
+
+/// Conntrack entries of the contenders' own upstream traffic at 5,000 misses per second.
+pub fn conntrack(plan: &Plan) -> io::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let pooled = plan.kinds.contains(&Kind::Nodens).then_some(Kind::NodensPooled);
+    for kind in plan.kinds.iter().copied().chain(pooled) {
+        let upstreams = upstreams(1, 60)?;
+        let rules = Rules::track()?;
+        let contender = Contender::start(kind, &forms(&upstreams))?;
+        let ended = AtomicBool::new(false);
+        let most = AtomicUsize::new(0);
+        let asks = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    most.fetch_max(tracked(), Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
+            let asks = load::run(contender.address, 5000, plan.span(), unique("track"));
+            ended.store(true, Ordering::Relaxed);
+            asks
+        });
+        drop(rules);
+        rows.push(
+            Row::new(kind, "5,000 misses per second")
+                .cell("entries at most", most.into_inner())
+                .cell("at the end", tracked())
+                .cell("answered", format!("{:.2}%", share(&asks, Duration::from_secs(5)))),
+        );
+    }
+    Ok(rows)
+}
+
+/// Entries in this namespace's table.
+fn tracked() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+}
+
+/// Forged responses by the million, from the upstream's address to random ports with random ids.
+pub fn spoofer(plan: &Plan) -> io::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for kind in &plan.kinds {
+        let upstreams = upstreams(1, 60)?;
+        let contender = Contender::start(*kind, &forms(&upstreams))?;
+        upstreams[0].set_delay(Duration::from_millis(20));
+        let (asked, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let name = unique("spoof");
+        let watched = |n| {
+            asked.store(n, Ordering::Relaxed);
+            name(n)
+        };
+        let (mut asks, mut forged) = (Vec::new(), 0);
+        std::thread::scope(|scope| -> io::Result<()> {
+            let forger = scope.spawn(|| {
+                let now = || name(asked.load(Ordering::Relaxed));
+                let forged = spoofer::forge(plan.forged, upstreams[0].address, now);
+                ended.store(true, Ordering::Relaxed);
+                forged
+            });
+            while !ended.load(Ordering::Relaxed) {
+                let span = Duration::from_secs(2);
+                asks.extend(load::run(contender.address, 200, span, watched));
+            }
+            forged = forger.join().map_err(|_| io::ErrorKind::Other)??;
+            Ok(())
+        })?;
+        let accepted = asks.iter().filter(|ask| ask.tail == spoofer::FORGED).count();
+        rows.push(
+            Row::new(*kind, "forged responses")
+                .cell("sent", forged)
+                .cell("accepted", accepted)
+                .cell("answered", format!("{:.2}%", share(&asks, Duration::from_secs(5))))
+                .promise("none accepted", accepted == 0),
+        );
+    }
+    Ok(rows)
+}
