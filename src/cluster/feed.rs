@@ -14,7 +14,7 @@ use kube::Client;
 use kube::core::WatchEvent;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
@@ -25,7 +25,7 @@ use crate::clock;
 use crate::metrics::{ApiResource, ApiVerb, WatchMetrics};
 
 /// How long a request may stay without its first byte.
-const FIRST_BYTE: Duration = Duration::from_secs(30);
+const FIRST_BYTE: Duration = Duration::from_secs(10);
 
 /// How long a watch may say nothing: the API server sends a bookmark about once a minute.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -52,6 +52,8 @@ pub struct Subject {
 #[derive(Clone)]
 pub struct Shared {
     pub client: Client,
+    /// Held while a request is on its way: the next one finds the connection that this one made.
+    pub dial: Arc<Mutex<()>>,
     pub out: mpsc::Sender<Event>,
     /// Wakes all feeds that wait when one of them reaches the API server again.
     pub is_back: Arc<Notify>,
@@ -262,7 +264,10 @@ impl<T: DeserializeOwned + Clone> Feed<T> {
         let request = Request::get(target).body(Vec::new());
         let request = request.map_err(|error| Trouble::Broken(error.into()))?;
         self.shared.metrics.requests.of(self.subject.resource).inc();
+        let dial = Arc::clone(&self.shared.dial);
+        let alone = dial.lock().await;
         let response = timeout(FIRST_BYTE, self.shared.client.request_stream(request)).await;
+        drop(alone);
         let response = response.map_err(|_| Trouble::Silent(FIRST_BYTE))?;
         match response.map_err(Trouble::from) {
             Ok(lines) => {

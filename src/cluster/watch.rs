@@ -107,7 +107,8 @@ impl Watch {
     pub async fn connect(wanted: &Wanted, metrics: WatchMetrics) -> Result<Self, WatchError> {
         let client = api::connect(wanted.kubeconfig.as_deref()).await?;
         let (out, news) = mpsc::channel(ROOM);
-        let shared = Shared { client, out, is_back: Arc::new(Notify::new()), metrics };
+        let (dial, is_back) = (Arc::default(), Arc::new(Notify::new()));
+        let shared = Shared { client, dial, out, is_back, metrics };
         let mut watch = Self {
             shared,
             news,

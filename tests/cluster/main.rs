@@ -2,11 +2,21 @@
 //!
 //! [`plane`] is the control plane, [`objects`] what is in it; the other modules are tests.
 //!
-//! Environment: `CI=true` makes a test that cannot run (no Go) a failure.
+//! Environment: `CI=true` makes a test that cannot run (no Go) a failure; `CLUSTER_LONG` makes
+//! runs as long and clusters as large as operators fear (for nightly runs, in a release build).
 
+mod cost;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod harness;
+mod meter;
+#[allow(dead_code)]
 mod objects;
+#[allow(dead_code)]
 mod plane;
 mod watching;
+
+/// Tells whether runs last as long as operators fear.
+fn is_long() -> bool {
+    std::env::var_os("CLUSTER_LONG").is_some()
+}

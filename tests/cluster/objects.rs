@@ -94,8 +94,10 @@ fn one_of_every_kind(namespace: &str, number: usize, next: &mut usize) -> (Value
         1 => plain(json!({ "ports": [{ "port": 443 }] })),
         2 => plain(json!({ "ipFamilyPolicy": "RequireDualStack", "ports": two })),
         3 => plain(json!({ "ipFamilies": ["IPv6"], "ports": two })),
-        4 => plain(json!({ "type": if number % 2 == 0 { "NodePort" } else { "LoadBalancer" },
-            "ports": [{ "name": "sctp", "port": 7, "protocol": "SCTP" }] })),
+        4 => plain(
+            json!({ "type": if number.is_multiple_of(2) { "NodePort" } else { "LoadBalancer" },
+            "ports": [{ "name": "sctp", "port": 7, "protocol": "SCTP" }] }),
+        ),
         5 => plain(json!({ "type": "ExternalName", "externalName": OUTSIDE })),
         6 => {
             let target =
@@ -145,7 +147,7 @@ fn with_slices(
                 1 => endpoint["conditions"] = json!({}),
                 _ => {}
             }
-            if n % 3 == 0 {
+            if n.is_multiple_of(3) {
                 endpoint["hostname"] = json!(format!("pod-{}", n % 50));
             }
             endpoint

@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use crate::harness::Place;
 use crate::harness::place::{free_port, until};
 use crate::harness::process::{Process, cannot_run};
+use crate::harness::{Daemon, Place, Setup, ask as question, flag, qtype, wire};
+use crate::objects::OUTSIDE;
 
 /// How long a program may take to start on a busy machine.
 const START: Duration = Duration::from_secs(60);
@@ -120,6 +121,42 @@ impl Plane {
         kubeconfig(&self.place, self.port, user, token)
     }
 
+    /// The same for nodens by way of another port.
+    pub fn kubeconfig_by(&self, file: &str, port: u16) -> PathBuf {
+        kubeconfig(&self.place, port, file, NODENS)
+    }
+
+    /// Where the API server listens.
+    pub fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Watches `targets` as client-go does, in protobuf, without reading what they mean, until it is
+    /// dropped. The user of this kubeconfig is the administrator.
+    pub fn watch_by(&self, config: &Path, targets: &[&str]) -> tokio::task::JoinSet<()> {
+        let text = std::fs::read_to_string(config).expect("a kubeconfig");
+        std::fs::write(config, text.replace(NODENS, ADMIN)).expect("a kubeconfig");
+        let client = self.runtime.block_on(connect(config));
+        let mut watches = tokio::task::JoinSet::new();
+        for target in targets {
+            let target = format!(
+                "{target}&watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+            );
+            let request = http::Request::get(target)
+                .header("accept", "application/vnd.kubernetes.protobuf;stream=watch")
+                .body(Vec::new())
+                .expect("a request");
+            let client = client.clone();
+            let watch = async move {
+                let lines = client.request_stream(request).await.expect("a watch");
+                let mut sink = futures_util::io::sink();
+                let _ = futures_util::io::copy(lines, &mut sink).await;
+            };
+            watches.spawn_on(watch, self.runtime.handle());
+        }
+        watches
+    }
+
     /// What a process of the control plane used so far: CPU time and memory of the API server.
     pub fn used(&self) -> (Duration, u64) {
         let server = self.server.as_ref().expect("a running API server");
@@ -200,6 +237,28 @@ impl Plane {
             let request = http::Request::get("/metrics").body(Vec::new()).expect("a request");
             self.client.request_text(request).await.expect("metrics")
         })
+    }
+
+    /// What is outside the cluster: a DNS server that knows [`OUTSIDE`] and nothing else.
+    pub fn world(&self) -> CoreDns {
+        let hosts = format!("hosts {{\n 192.0.2.80 {OUTSIDE}\n 2001:db8::80 {OUTSIDE}\n ttl 5\n}}");
+        CoreDns::start(&self.programs, &hosts)
+    }
+
+    /// nodens on this API server, with further lines of `[cluster]`; perhaps not synced.
+    pub fn nodens_unsynced(&self, upstream: std::net::SocketAddr, cluster: &str) -> Daemon {
+        let config = self.kubeconfig("nodens", NODENS);
+        let table = format!("[cluster]\nsource = \"watch\"\nkubeconfig = {config:?}\n{cluster}");
+        Setup::towards(upstream).tables(&table).start()
+    }
+
+    /// The same, synced.
+    pub fn nodens(&self, upstream: std::net::SocketAddr, cluster: &str) -> Daemon {
+        let daemon = self.nodens_unsynced(upstream, cluster);
+        let apex = || wire::udp(daemon.address(), &question("cluster.local", qtype::SOA));
+        let is_synced = until(START, || apex().has(flag::AA));
+        assert!(is_synced, "never synced:\n{}", daemon.log());
+        daemon
     }
 
     /// CoreDNS on this API server; its server block holds `extra` besides the kubernetes plugin.

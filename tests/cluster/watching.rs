@@ -18,15 +18,15 @@ use crate::plane::{NODENS, Plane, needs_kubernetes};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A watch on `plane` with its counters.
-struct Watching {
+pub struct Watching {
     watch: Watch,
-    metrics: WatchMetrics,
+    pub metrics: WatchMetrics,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Watching {
     /// Begins to watch by this kubeconfig, the Service `kube-system/kube-dns` of interest.
-    fn by(kubeconfig: &Path) -> Result<Self, WatchError> {
+    pub fn by(kubeconfig: &Path) -> Result<Self, WatchError> {
         let wanted = Wanted {
             kubeconfig: Some(kubeconfig.to_owned()),
             interest: BTreeSet::from([ServiceKey::new("kube-system", "kube-dns")]),
@@ -43,7 +43,7 @@ impl Watching {
     }
 
     /// As nodens does in a cluster.
-    fn on(plane: &Plane) -> Self {
+    pub fn on(plane: &Plane) -> Self {
         Self::by(&plane.kubeconfig("nodens", NODENS)).expect("a right kubeconfig")
     }
 
@@ -65,7 +65,7 @@ impl Watching {
     }
 
     /// Waits until everything is listed.
-    fn synced(&mut self) -> Vec<Event> {
+    pub fn synced(&mut self) -> Vec<Event> {
         self.until(PATIENCE, |event| *event == Event::Synced)
     }
 
@@ -77,8 +77,22 @@ impl Watching {
         began.elapsed()
     }
 
+    /// The next events; none when nothing happens for `limit`.
+    #[allow(dead_code)]
+    pub fn more(&mut self, limit: Duration) -> Vec<Event> {
+        let Self { watch, runtime, .. } = self;
+        let batch = runtime.block_on(async { timeout(limit, watch.next()).await });
+        batch.map(|batch| batch.events).unwrap_or_default()
+    }
+
+    /// Looks at nothing for a while.
+    pub fn idle(&mut self, time: Duration) {
+        let Self { watch, runtime, .. } = self;
+        let _ = runtime.block_on(async { timeout(time, watch.next()).await });
+    }
+
     /// Whole lists so far.
-    fn lists(&self) -> u64 {
+    pub fn lists(&self) -> u64 {
         self.metrics.lists.total()
     }
 }
