@@ -16,7 +16,7 @@ use crate::admin::{self, Deps, Doors};
 use crate::clock;
 use crate::config::load::Sources;
 use crate::config::watch::{Watch, files_of};
-use crate::config::{Config, Network};
+use crate::config::{Config, InterceptMode, Network};
 use crate::dns::name::Name;
 use crate::pulse::Pulses;
 use crate::resolve::route::{ForwardZone, Routes};
@@ -206,6 +206,11 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             "serve",
             crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }
                 != new.serve,
+        ),
+        (
+            "intercept.mode",
+            (old.intercept.mode == InterceptMode::Bind)
+                != (new.intercept.mode == InterceptMode::Bind),
         ),
         ("cache.size", old.cache.size != new.cache.size),
         ("admin", old.admin != new.admin),

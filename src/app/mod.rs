@@ -1,13 +1,14 @@
 //! The daemon: puts the parts together, and keeps them together until it is told to leave.
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
-//! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, [`reach`] looks at
+//! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, with [`grip`], [`reach`] looks at
 //! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`,
 //! [`privileges`] gives up what is not needed.
 
 pub mod cluster;
 pub mod control;
 pub mod endpoints;
+pub mod grip;
 pub mod inspect;
 pub mod privileges;
 pub mod reach;
@@ -22,9 +23,10 @@ use thiserror::Error;
 
 use self::control::{Control, Signals};
 use self::endpoints::Feed;
+use self::grip::{Claim, Place};
 use self::privileges::PrivilegeError;
 use self::routes::{Maker, RoutesError};
-use self::takeover::{Place, Takeover};
+use self::takeover::Takeover;
 use self::workers::Workers;
 use crate::admin::{self, DoorsError};
 use crate::cache::Cache;
@@ -32,7 +34,6 @@ use crate::config::Config;
 use crate::config::error::ConfigErrors;
 use crate::config::load::Sources;
 use crate::intercept::InterceptError;
-use crate::intercept::claims::Claims;
 use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Resolver;
@@ -112,7 +113,7 @@ struct Parts {
     pulses: Arc<Pulses>,
     shutdown: Shutdown,
     bound: serve::Bound,
-    claims: Option<Claims>,
+    claims: Option<Claim>,
 }
 
 impl Parts {
@@ -121,8 +122,8 @@ impl Parts {
         let metrics = Metrics::new();
         let ports = (config.upstream_ports.clone(), config.upstream_mark);
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
-        let claims = takeover::claim(&config)?;
-        let private = claims.as_ref().map(Claims::listens).unwrap_or_default();
+        let claims = takeover::claim(&config, &metrics)?;
+        let private = claims.as_ref().map(Claim::listens).unwrap_or_default();
         let asked = config.intercept.answered(config.upstream_mark);
         let listen = [&config.listen[..], &private, &asked].concat();
         let loop_probe = Arc::clone(upstreams.loop_probe());

@@ -6,19 +6,16 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::grip::{Claim, Grip, Place};
 use crate::clock;
 use crate::config::intercept::NODE_ADDRESS;
 use crate::config::{self, Config, InterceptMode, Network};
-use crate::intercept::claims::Claims;
-use crate::intercept::{Intercept, InterceptError, Start};
+use crate::intercept::InterceptError;
 use crate::metrics::Metrics;
-use crate::pulse::Pulses;
-use crate::serve::{self, FrontEnds};
 
 /// How often what is intercepted is compared with what shall be.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -48,11 +45,12 @@ impl Wish {
             _ if written.follows_cluster() && !found.addresses.is_empty() => {
                 std::iter::once(NODE_ADDRESS.into()).chain(found.addresses.clone()).collect()
             }
-            InterceptMode::Takeover => written.addresses.clone(),
+            InterceptMode::Takeover | InterceptMode::Bind => written.addresses.clone(),
             InterceptMode::None => Vec::new(),
         };
         let fallback = match written.fallback.as_slice() {
-            _ if addresses.is_empty() => Vec::new(),
+            // The net hangs below a table, not below an address that stays.
+            _ if addresses.is_empty() || written.mode == InterceptMode::Bind => Vec::new(),
             [] => found.endpoints.clone(),
             fallback => fallback.to_vec(),
         };
@@ -60,16 +58,18 @@ impl Wish {
     }
 }
 
-/// Claims private addresses where the configuration wants them.
+/// Claims addresses where the configuration wants them.
 ///
 /// # Errors
 /// When the mode was written; a defaulted one that is not permitted is a warning.
-pub fn claim(config: &Config) -> Result<Option<Claims>, InterceptError> {
+pub fn claim(config: &Config, metrics: &Metrics) -> Result<Option<Claim>, InterceptError> {
     let wish = Wish::new(&config.intercept, &ClusterDns::default());
     if wish.addresses.is_empty() {
         return Ok(None);
     }
-    permitted(&config.intercept, Claims::take(&wish.addresses, &wish.private))
+    let mode = config.intercept.mode;
+    let claim = Claim::take(mode, &wish.addresses, &wish.private, &metrics.intercept);
+    permitted(&config.intercept, claim)
 }
 
 /// A result, or none with a warning where the mode was only defaulted and is not permitted.
@@ -86,64 +86,9 @@ fn permitted<T>(
     }
 }
 
-/// What an intercept is started and served with.
-pub struct Place {
-    front_ends: FrontEnds,
-    serve: config::Serve,
-    upstream_mark: u32,
-    pulses: Arc<Pulses>,
-    metrics: Arc<Metrics>,
-}
-
-impl Place {
-    /// The place of this daemon.
-    pub fn new(
-        config: &Config,
-        front_ends: FrontEnds,
-        pulses: &Arc<Pulses>,
-        metrics: &Arc<Metrics>,
-    ) -> Self {
-        Self {
-            front_ends,
-            serve: config.serve.clone(),
-            upstream_mark: config.upstream_mark,
-            pulses: Arc::clone(pulses),
-            metrics: Arc::clone(metrics),
-        }
-    }
-
-    /// Begins to take what `claims` holds, which is served by now.
-    fn start(&self, claims: Claims) -> Result<Intercept, InterceptError> {
-        let start = Start {
-            upstream_mark: self.upstream_mark,
-            tcp_idle: self.serve.tcp_idle,
-            pulses: Arc::clone(&self.pulses),
-            metrics: self.metrics.intercept.clone(),
-        };
-        let intercept = Intercept::start(claims, start)?;
-        say(&intercept);
-        Ok(intercept)
-    }
-
-    /// Serves what was claimed.
-    fn serve(&mut self, listens: &[config::Listen]) -> Result<(), InterceptError> {
-        // Nobody else can be there: the claim has seen to that.
-        let bound = serve::bind(listens, &self.serve, true);
-        let bound = bound.map_err(|error| InterceptError::Socket(error.source))?;
-        self.front_ends.add(bound, &self.pulses).map_err(InterceptError::Socket)
-    }
-}
-
-/// Says what is taken.
-fn say(intercept: &Intercept) {
-    for pair in intercept.pairs() {
-        tracing::info!(asked = %pair.asked, private = %pair.private, "intercepted");
-    }
-}
-
 /// The intercept, where there is one.
 pub struct Takeover {
-    intercept: Option<Intercept>,
+    grip: Option<Grip>,
     place: Place,
     written: config::Intercept,
     found: (watch::Sender<ClusterDns>, watch::Receiver<ClusterDns>),
@@ -156,19 +101,20 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Begins to take queries; the private addresses of `claims` are served by now.
+    /// Begins to take queries; the addresses of `claim` are served by now.
     ///
     /// # Errors
     /// As [`claim`].
     pub fn start(
-        claims: Option<Claims>,
+        claim: Option<Claim>,
         config: &Config,
         place: Place,
     ) -> Result<Self, InterceptError> {
         let written = config.intercept.clone();
-        let started = claims.map(|claims| permitted(&written, place.start(claims))).transpose()?;
+        let begun =
+            claim.map(|claim| permitted(&written, Grip::begin(claim, &place))).transpose()?;
         let mut takeover = Self {
-            intercept: started.flatten(),
+            grip: begun.flatten(),
             place,
             done: Wish::new(&written, &ClusterDns::default()),
             written,
@@ -176,7 +122,7 @@ impl Takeover {
             endpoints: Vec::new(),
             failing: None,
         };
-        if let Some(intercept) = &mut takeover.intercept
+        if let Some(Grip::Takeover(intercept)) = &mut takeover.grip
             && !takeover.done.fallback.is_empty()
         {
             intercept.lead(&takeover.done.fallback)?;
@@ -189,8 +135,12 @@ impl Takeover {
         self.found.0.clone()
     }
 
-    /// Takes another configuration over.
+    /// Takes another configuration over; to and from the mode `bind` only a restart leads.
     pub fn reconfigure(&mut self, written: &config::Intercept) {
+        let is_bind = |mode| mode == InterceptMode::Bind;
+        if is_bind(self.written.mode) != is_bind(written.mode) {
+            return;
+        }
         self.written = written.clone();
         self.change();
     }
@@ -204,8 +154,8 @@ impl Takeover {
             // The other half of the channel is ours too: it never closes.
             let _ = tokio::time::timeout(LOOK_EVERY, self.found.1.changed()).await;
             self.change();
-            if let Some(intercept) = &mut self.intercept {
-                intercept.look(clock::now());
+            if let Some(grip) = &mut self.grip {
+                grip.look(clock::now());
             }
         }
     }
@@ -244,7 +194,7 @@ impl Takeover {
             self.done.addresses.clone_from(&wish.addresses);
             self.done.private.clone_from(&wish.private);
         }
-        if let Some(intercept) = &mut self.intercept
+        if let Some(Grip::Takeover(intercept)) = &mut self.grip
             && wish.fallback != self.done.fallback
         {
             intercept.lead(&wish.fallback)?;
@@ -254,20 +204,16 @@ impl Takeover {
         Ok(())
     }
 
-    /// Takes what is wished for: claims, serves, and only then takes.
+    /// Takes what is wished for.
     fn widen(&mut self, wish: &Wish) -> Result<(), InterceptError> {
-        match &mut self.intercept {
-            Some(intercept) => {
-                intercept.claim(&wish.addresses, &wish.private)?;
-                self.place.serve(&intercept.listens())?;
-                intercept.take()?;
-                say(intercept);
-            }
+        match &mut self.grip {
+            Some(grip) => grip.change(&wish.addresses, &wish.private, &mut self.place)?,
             None if wish.addresses.is_empty() => {}
             None => {
-                let claims = Claims::take(&wish.addresses, &wish.private)?;
-                self.place.serve(&claims.listens())?;
-                self.intercept = Some(self.place.start(claims)?);
+                let (mode, metrics) = (self.written.mode, self.place.metrics());
+                let claim = Claim::take(mode, &wish.addresses, &wish.private, metrics)?;
+                self.place.serve(&claim.listens())?;
+                self.grip = Some(Grip::begin(claim, &self.place)?);
             }
         }
         Ok(())
@@ -275,15 +221,15 @@ impl Takeover {
 
     /// Takes no new queries: the drain is about to begin.
     pub fn stop_taking(&mut self) {
-        if let Some(intercept) = &mut self.intercept {
-            intercept.stop_taking();
+        if let Some(grip) = &mut self.grip {
+            grip.stop_taking();
         }
     }
 
     /// Leaves nothing behind but the net below.
     pub fn leave(self) {
-        if let Some(intercept) = self.intercept {
-            intercept.leave();
+        if let Some(grip) = self.grip {
+            grip.leave();
         }
     }
 }

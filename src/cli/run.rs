@@ -31,7 +31,7 @@ pub(super) struct Run {
     /// Recursive resolver to ask for all names without a zone of their own; may be repeated
     #[arg(long, short, value_name = "ADDR[:PORT]")]
     upstream: Vec<String>,
-    /// How queries are intercepted: takeover or none
+    /// How queries are intercepted: takeover, bind or none
     #[arg(long, value_name = "MODE")]
     intercept: Option<String>,
     /// Address of metrics and probes

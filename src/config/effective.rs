@@ -111,6 +111,7 @@ fn listen(listen: &Listen) -> String {
 fn intercept(intercept: &Intercept) -> Values {
     let mode = match intercept.mode {
         InterceptMode::Takeover => "takeover",
+        InterceptMode::Bind => "bind",
         InterceptMode::None => "none",
     };
     let addresses = intercept.addresses.iter().map(|ip| quote(&ip.to_string()));

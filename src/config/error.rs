@@ -124,8 +124,6 @@ pub enum Fault {
     NoZoneIndex { text: String },
     #[error("{0}")]
     Loop(#[from] super::loops::Loop),
-    #[error("`{mode}` is not in this version of nodens yet; write \"takeover\" or \"none\"")]
-    NotYet { mode: String },
     #[error(
         "{first}-{last} leaves one of the three port classes {usable} source ports, and each needs {least}; \
          take a wider range"

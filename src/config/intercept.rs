@@ -14,6 +14,8 @@ use super::{Listen, Network, forms};
 pub enum InterceptMode {
     /// A table of our own rewrites the asked addresses, and dies with us.
     Takeover,
+    /// The asked addresses are the host's own while we run.
+    Bind,
     None,
 }
 
@@ -54,13 +56,16 @@ impl Intercept {
 
     /// Intercepted addresses that no upstream can be, as addresses that we answer.
     ///
-    /// Our own queries pass the table by their mark; without one they would come back to us. Behind
+    /// What we bind is ours alone. Our own queries pass the table by their mark; without one they would come back to us. Behind
     /// [`NODE_ADDRESS`] nobody is but the net below.
     pub fn answered(&self, upstream_mark: u32) -> Vec<Listen> {
-        let is_ours =
-            |ip: &&IpAddr| upstream_mark == 0 || (**ip == NODE_ADDRESS && self.fallback.is_empty());
+        let is_ours = |ip: &&IpAddr| {
+            upstream_mark == 0
+                || self.mode == InterceptMode::Bind
+                || (**ip == NODE_ADDRESS && self.fallback.is_empty())
+        };
         let taken = match self.mode {
-            InterceptMode::Takeover => &self.addresses[..],
+            InterceptMode::Takeover | InterceptMode::Bind => &self.addresses[..],
             InterceptMode::None => &[],
         };
         let listen = |ip: &IpAddr| Listen {
@@ -77,7 +82,7 @@ pub fn read(reader: &mut Reader<'_, '_>, listen: &[Listen], host: &Host) -> Inte
     let written = reader.value("intercept.mode", |value| match reader::text(value)? {
         "none" => Ok(InterceptMode::None),
         "takeover" => Ok(InterceptMode::Takeover),
-        mode @ "bind" => Err(Fault::NotYet { mode: mode.to_owned() }),
+        "bind" => Ok(InterceptMode::Bind),
         other => Err(Fault::NotOneOf { text: other.to_owned(), choices: "takeover, bind, none" }),
     });
     let named = read_addresses(reader, listen, host);
@@ -86,7 +91,7 @@ pub fn read(reader: &mut Reader<'_, '_>, listen: &[Listen], host: &Host) -> Inte
         None => InterceptMode::None,
     });
     let unnamed = match mode {
-        InterceptMode::Takeover => vec![NODE_ADDRESS.into()],
+        InterceptMode::Takeover | InterceptMode::Bind => vec![NODE_ADDRESS.into()],
         InterceptMode::None => Vec::new(),
     };
     Intercept {

@@ -82,7 +82,7 @@ pub const KEYS: &[Key] = &[
     key("local.hosts", Kind::Text, "none", "a file like /etc/hosts, served forward and reverse; re-read when it changes"),
     key("local.ttl", Kind::Text, "\"1m\"", "TTL of the hosts file and of static records without one"),
     key("local.version", Kind::Text, "refused", "text for version.bind CH TXT"),
-    key("intercept.mode", Kind::Text, "\"takeover\" where addresses are written, else \"none\"", "takeover (queries to other addresses are brought to us by a table that dies with us; needs CAP_NET_ADMIN) or none"),
+    key("intercept.mode", Kind::Text, "\"takeover\" where addresses are written, else \"none\"", "takeover (queries to other addresses are brought to us by a table that dies with us; needs CAP_NET_ADMIN), bind (the addresses are this host's own while we run, and stay after a SIGKILL) or none"),
     key("intercept.addresses", Kind::List, "[\"169.254.20.10\"] where takeover is written", "what stub resolvers ask, port 53; none of them may stand in listen"),
     key("intercept.private", Kind::List, "[\"169.254.20.16/28\", \"fd6e:6f64:656e::/120\"]", "where each instance takes one private address per asked one from"),
     key("intercept.fallback", Kind::List, "[]", "cluster DNS endpoints ADDR[:PORT] that 169.254.20.10 leads to while nobody intercepts it"),

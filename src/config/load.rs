@@ -329,16 +329,17 @@ queries = 0.5
             "upstream_ports = \"1000-1046\"",
             "n.toml:1: upstream_ports: 1000-1046 leaves one of the three port classes 15 source ports, and each needs 16; take a wider range",
         ),
-        (
-            "[intercept]\nmode = \"bind\"",
-            "n.toml:2: [intercept] mode: `bind` is not in this version of nodens yet; write \"takeover\" or \"none\"",
-        ),
+        ("[intercept]\nmode = \"own\"", "n.toml:2: [intercept] mode: "),
         (
             "listen = [\"192.0.2.1\"]\n[intercept]\naddresses = [\"192.0.2.1\"]",
             "n.toml:3: [intercept] addresses: 192.0.2.1 stands in `listen` too",
         ),
         (
             "upstreams = [\"192.0.2.1\"]\nupstream_mark = 0\n[intercept]\naddresses = [\"192.0.2.1\"]",
+            "n.toml:1: upstreams: the upstream 192.0.2.1:53 is nodens itself",
+        ),
+        (
+            "upstreams = [\"192.0.2.1\"]\n[intercept]\nmode = \"bind\"\naddresses = [\"192.0.2.1\"]",
             "n.toml:1: upstreams: the upstream 192.0.2.1:53 is nodens itself",
         ),
         (

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::claims::Claims;
 use super::plan::{Observed, Pair, Step, TableSeen};
 use super::table::{self, Shape};
-use super::{below, table::ALIVE};
+use super::{below, bind, table::ALIVE};
 use crate::netlink::netfilter::{Netfilter, NetlinkError};
 use crate::netlink::nft::{Batch, Family, Table};
 
@@ -162,7 +162,8 @@ pub fn remove_leftovers(netfilter: &mut Netfilter) -> Result<(), NetlinkError> {
     for seen in netfilter.tables()? {
         let name = &seen.table.name;
         let is_ours = seen.table.family == Family::Inet && name.starts_with(PREFIX);
-        if !is_ours || name == below::NAME || seen.owner.is_some() {
+        let has_own_law = [below::NAME, bind::NAME].contains(&name.as_str());
+        if !is_ours || has_own_law || seen.owner.is_some() {
             continue;
         }
         let alive: BTreeSet<_> = netfilter.keys(&seen.table, ALIVE)?.into_iter().collect();
@@ -182,7 +183,7 @@ fn pair(asked: &[u8], private: &[u8]) -> Option<Pair> {
 }
 
 /// An address of 4 or 16 bytes in network order.
-fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }

@@ -167,15 +167,7 @@ impl Claims {
             self.link = link;
             self.addresses.bring_up(link)?;
         }
-        let address = LinkAddress { link: self.link, ip };
-        match self.addresses.add(address) {
-            Err(error) if error.is_there_already() => {
-                // Its route comes back with it.
-                self.addresses.remove(address)?;
-                self.addresses.add(address)
-            }
-            other => other,
-        }
+        self.addresses.give(self.link, ip)
     }
 
     /// Removes our addresses, and the link when nobody else has one on it.
@@ -193,7 +185,7 @@ impl Claims {
 }
 
 /// The link for private addresses: a dummy one, or `lo` where the kernel has none.
-fn link_for(addresses: &mut Addresses) -> Result<u32, InterceptError> {
+pub(super) fn link_for(addresses: &mut Addresses) -> Result<u32, InterceptError> {
     match addresses.ensure_dummy(LINK) {
         Ok(Some(link)) => return Ok(link),
         Err(error) if !error.is_unsupported() => return Err(error.into()),
@@ -205,7 +197,7 @@ fn link_for(addresses: &mut Addresses) -> Result<u32, InterceptError> {
 }
 
 /// Removes the link when it carries nothing but what the kernel gave it.
-fn remove_idle_link(addresses: &mut Addresses) -> Result<(), NetlinkError> {
+pub(super) fn remove_idle_link(addresses: &mut Addresses) -> Result<(), NetlinkError> {
     let Some(link) = addresses.link(LINK)? else { return Ok(()) };
     let is_given = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let present = addresses.list()?;
@@ -286,7 +278,7 @@ fn first_free(
 }
 
 /// Why an address cannot be held.
-fn hold_error(error: std::io::Error) -> InterceptError {
+pub(super) fn hold_error(error: std::io::Error) -> InterceptError {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
             InterceptError::NotPermitted { capability: "CAP_NET_BIND_SERVICE" }

@@ -3,17 +3,20 @@
 //! [`claims`] takes private addresses, [`table`] is the owner table that rewrites asked addresses to
 //! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
 //! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
-//! without us. What is asked of it may change while it runs: `app::takeover::Takeover::reporter` is where
+//! without us. [`bind`] is node-cache's way instead of all that. [`untracked`] keeps conntrack away from our
+//! own upstream traffic: whoever probes switches it on and off with `Untracked::set`. What is asked of it may change while it runs: `app::takeover::Takeover::reporter` is where
 //! whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
 
 pub mod apply;
 pub mod below;
+pub mod bind;
 pub mod claims;
 pub mod firewall;
 pub mod heartbeat;
 pub mod plan;
 mod socket;
 pub mod table;
+pub mod untracked;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,6 +34,7 @@ use self::plan::{Desired, Pair, Reach, Step, plan};
 use self::socket::Drum;
 use crate::config::{Listen, Network};
 use crate::metrics::InterceptMetrics;
+use crate::netlink::addresses::Addresses;
 use crate::netlink::netfilter::{Netfilter, NetlinkError};
 use crate::netlink::nft::Batch;
 use crate::pulse::Pulses;
@@ -50,6 +54,10 @@ pub enum InterceptError {
          without and answers on the addresses of `listen` only"
     )]
     NotPermitted { capability: &'static str },
+    #[error(
+        "cannot own {address}: the link {link} has it; {mend}, or write intercept.mode = \"takeover\""
+    )]
+    Owned { address: IpAddr, link: String, mend: String },
     #[error("no private address is left for {asked}; write a larger network in intercept.private")]
     NoPrivate { asked: IpAddr },
     #[error("this host has neither dummy links nor a link `lo`")]
@@ -114,6 +122,7 @@ impl Intercept {
     pub fn start(mut claims: Claims, start: Start) -> Result<Self, InterceptError> {
         let mut netfilter = Netfilter::open()?;
         apply::remove_leftovers(&mut netfilter)?;
+        bind::collect(&mut Addresses::open()?, &mut netfilter)?;
         let drum = Drum::new(table::BEAT_MARK)?;
         claims.note_served();
         let desired = Desired::new(claims.pairs().clone());
@@ -285,5 +294,6 @@ pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
     let mut batch = Batch::default();
     below::replace(&mut batch, &[]);
     netfilter.apply(&batch)?;
+    bind::collect(&mut Addresses::open()?, &mut netfilter)?;
     claims::clean_up(private)
 }

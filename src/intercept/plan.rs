@@ -114,6 +114,33 @@ fn mend(desired: &Desired, table: &TableSeen) -> Vec<Step> {
     gone.chain(forgotten).chain(new().copied().map(Step::Claim)).collect()
 }
 
+/// What is of the `bind` mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BindObserved {
+    /// Addresses that the table names; none without a table.
+    pub recorded: Option<BTreeSet<IpAddr>>,
+    /// Asked addresses that lead to us.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// One change of the `bind` mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindStep {
+    MakeTable,
+    /// Puts an address into the table.
+    Record(IpAddr),
+    AddAddress(IpAddr),
+}
+
+/// The steps to `asked` from what is: rules first, so that no packet is tracked.
+pub fn plan_bind(asked: &BTreeSet<IpAddr>, observed: &BindObserved) -> Vec<BindStep> {
+    let make = (observed.recorded.is_none() && !asked.is_empty()).then_some(BindStep::MakeTable);
+    let recorded = observed.recorded.clone().unwrap_or_default();
+    let record = asked.difference(&recorded).copied().map(BindStep::Record);
+    let add = asked.difference(&observed.addresses).copied().map(BindStep::AddAddress);
+    make.into_iter().chain(record).chain(add).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,5 +222,24 @@ mod tests {
         assert_eq!(plan(&desired, &flushed), [Step::MakeBelow(desired.below.clone())]);
         desired.reach = Reach::Owed;
         assert_eq!(plan(&desired, &flushed), [Step::StopTaking], "who leaves mends nothing");
+    }
+    #[test]
+    fn binding_makes_rules_before_addresses_and_nothing_twice() {
+        let ip = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let asked = BTreeSet::from([ip(1), ip(2)]);
+        let nothing = BindObserved::default();
+        let (record, add) = (BindStep::Record, BindStep::AddAddress);
+        assert_eq!(
+            plan_bind(&asked, &nothing),
+            [BindStep::MakeTable, record(ip(1)), record(ip(2)), add(ip(1)), add(ip(2))]
+        );
+        assert_eq!(plan_bind(&BTreeSet::new(), &nothing), []);
+        let whole = BindObserved { recorded: Some(asked.clone()), addresses: asked.clone() };
+        assert_eq!(plan_bind(&asked, &whole), []);
+        let other = BindObserved { recorded: Some(BTreeSet::from([ip(2), ip(3)])), ..whole };
+        assert_eq!(plan_bind(&asked, &other), [record(ip(1))], "another instance's stays");
+        let removed =
+            BindObserved { addresses: BTreeSet::from([ip(1)]), recorded: Some(asked.clone()) };
+        assert_eq!(plan_bind(&asked, &removed), [add(ip(2))]);
     }
 }

@@ -19,12 +19,26 @@ impl Hold {
     /// # Errors
     /// `AddrInUse` while another instance holds it.
     pub fn take(ip: IpAddr) -> io::Result<Self> {
+        Self::bind(ip, false)
+    }
+
+    /// Takes `ip` together with other instances that share it: nobody can [`Hold::take`] it.
+    ///
+    /// # Errors
+    /// `AddrInUse` while an instance holds it alone.
+    pub fn share(ip: IpAddr) -> io::Result<Self> {
+        Self::bind(ip, true)
+    }
+
+    /// A socket on the address' port of holds.
+    fn bind(ip: IpAddr, is_shared: bool) -> io::Result<Self> {
         let address = SocketAddr::new(ip, HOLD_PORT);
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         match ip {
             IpAddr::V4(_) => socket.set_freebind_v4(true)?,
             IpAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
+        socket.set_reuse_port(is_shared)?;
         socket.bind(&address.into())?;
         Ok(Self(socket))
     }

@@ -180,7 +180,7 @@ fn version_of(ip: IpAddr) -> &'static Version {
 }
 
 /// An address in network order.
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -151,6 +151,22 @@ impl Addresses {
         self.0.ask((NEW_ADDRESS, CREATE | ACK), &address_body(address), &what).map(drop)
     }
 
+    /// Gives a link an address that leads to us, also where only its route was removed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn give(&mut self, link: u32, ip: IpAddr) -> Result<(), NetlinkError> {
+        let address = LinkAddress { link, ip };
+        match self.add(address) {
+            Err(error) if error.is_there_already() => {
+                // The route comes back with it.
+                self.remove(address)?;
+                self.add(address)
+            }
+            other => other,
+        }
+    }
+
     /// Takes an address from a link.
     ///
     /// # Errors

@@ -70,6 +70,11 @@ impl NetlinkError {
         self.code() == Some(io::ErrorKind::NotFound)
     }
 
+    /// Tells whether a link has not the address that was to be removed.
+    pub fn is_absent_address(&self) -> bool {
+        self.code() == Some(io::ErrorKind::AddrNotAvailable)
+    }
+
     /// Tells whether the object exists already.
     pub fn is_there_already(&self) -> bool {
         self.code() == Some(io::ErrorKind::AlreadyExists)

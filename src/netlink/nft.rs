@@ -164,6 +164,11 @@ impl Set {
         Self { name: name.into(), key, data: Some(data), timeout: None, dynamic: None }
     }
 
+    /// A plain set.
+    pub fn plain(name: impl Into<String>, key: DataType) -> Self {
+        Self { name: name.into(), key, data: None, timeout: None, dynamic: None }
+    }
+
     /// A set to which rules add elements for a time.
     pub fn dynamic(name: impl Into<String>, key: DataType, timeout: Duration, size: u32) -> Self {
         let (timeout, dynamic) = (Some(timeout), Some(size));

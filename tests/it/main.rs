@@ -8,6 +8,7 @@
 
 mod admin;
 mod answers;
+mod bind;
 mod cache;
 mod conformance;
 mod drain;
@@ -25,4 +26,5 @@ mod startup;
 mod stubs;
 mod takeover;
 mod takeover_live;
+mod untracked;
 mod upstreams;
