@@ -110,17 +110,7 @@ impl Control {
         tracing::info!(signal, "draining");
         takeover.stop_taking();
         this.shutdown.begin();
-        let first = clock::now();
-        tokio::spawn(async move {
-            loop {
-                signals.leave().await;
-                if clock::now().saturating_duration_since(first) >= ONE_WISH {
-                    break;
-                }
-            }
-            tracing::warn!("second signal: leaving at once");
-            std::process::exit(1);
-        });
+        tokio::spawn(signals.leave_at_the_second());
         drop(admin);
     }
 
@@ -260,6 +250,19 @@ impl Signals {
     /// The next signal that tells us to leave.
     async fn leave(&mut self) -> &'static str {
         Self::either(&mut self.terminate, &mut self.interrupt).await
+    }
+
+    /// Ends the process at the next signal to leave that is a wish of its own.
+    async fn leave_at_the_second(mut self) {
+        let first = clock::now();
+        loop {
+            self.leave().await;
+            if clock::now().saturating_duration_since(first) >= ONE_WISH {
+                break;
+            }
+        }
+        tracing::warn!("second signal: leaving at once");
+        std::process::exit(1);
     }
 
     /// The name of the one that comes first.

@@ -93,7 +93,7 @@ impl Place {
 
 /// What brings queries to us.
 pub enum Grip {
-    Takeover(Intercept),
+    Takeover(Box<Intercept>),
     Bind(Bind),
 }
 
@@ -111,7 +111,7 @@ impl Grip {
                     pulses: Arc::clone(&place.pulses),
                     metrics: place.metrics().clone(),
                 };
-                Self::Takeover(Intercept::start(claims, start)?)
+                Self::Takeover(Intercept::start(claims, start)?.into())
             }
             Claim::Own(mut bind) => {
                 bind.note_served();

@@ -115,8 +115,6 @@ pub enum DataType {
     Protocol,
     Ipv4,
     Ipv6,
-    /// A port, 2 bytes.
-    Port,
     /// 4 bytes in host order.
     Integer,
     /// An address and a port, 8 bytes.
@@ -136,7 +134,6 @@ impl DataType {
             Self::Protocol => (12, 1),
             Self::Ipv4 => (7, 4),
             Self::Ipv6 => (8, 16),
-            Self::Port => (13, 2),
             Self::Integer => (4, 4),
             Self::Ipv4Port => (7 << 6 | 13, 8),
             Self::Ipv4Flow => (7 << 12 | 7 << 6 | 13, 12),
