@@ -11,10 +11,14 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::pulse::{Pulse, Pulses};
 
 /// How often a worker says that it goes round.
 const BEAT: Duration = Duration::from_millis(200);
+
+/// How long workers are waited for at the end: one that hangs must not keep the process alive.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The workers' threads.
 pub struct Workers {
@@ -48,12 +52,17 @@ impl Workers {
         &self.handles
     }
 
-    /// Ends all workers; what they still do is dropped.
+    /// Ends all workers, waiting for [`STOP_PATIENCE`] at most; what they still do is dropped.
     pub fn stop(self) {
         self.stop.send_replace(true);
-        for thread in self.threads {
-            // A worker that panicked has ended too.
-            let _ = thread.join();
+        let deadline = clock::now() + STOP_PATIENCE;
+        // A worker that panicked has ended too.
+        let is_over = || self.threads.iter().all(JoinHandle::is_finished);
+        while !is_over() && clock::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !is_over() {
+            tracing::warn!("a resolver worker hangs; leaving without it");
         }
     }
 }

@@ -3,10 +3,10 @@
 //! A fixed table indexed by a keyed hash of the folded name. Two names may share a slot; then a
 //! change of one drops the other's answers too, which costs an exchange and never a wrong answer.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::entry::Entry;
+use super::key::hash_name;
 
 /// Slots: 16,384 numbers of 4 bytes. A change then drops one in 16,384 of the unrelated names.
 const SLOTS: usize = 1 << 14;
@@ -24,21 +24,25 @@ pub struct Epoch {
 pub struct Epochs {
     counts: Box<[AtomicU32]>,
     flushes: AtomicU32,
-    hasher: RandomState,
 }
 
 impl Default for Epochs {
     /// All names at their first epoch.
     fn default() -> Self {
         let counts = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
-        Self { counts, flushes: AtomicU32::new(0), hasher: RandomState::new() }
+        Self { counts, flushes: AtomicU32::new(0) }
     }
 }
 
 impl Epochs {
     /// The epoch of a folded wire name now.
     pub fn of(&self, qname: &[u8]) -> Epoch {
-        let slot = self.slot(qname);
+        self.at(hash_name(qname))
+    }
+
+    /// The epoch now of the name whose keyed hash this is.
+    pub fn at(&self, name_hash: u64) -> Epoch {
+        let slot = slot(name_hash);
         let count = self.counts[slot].load(Ordering::Acquire);
         let flushes = self.flushes.load(Ordering::Acquire);
         Epoch { slot: u32::try_from(slot).expect("the table is small"), count, flushes }
@@ -56,7 +60,7 @@ impl Epochs {
 
     /// Begins a new epoch for a folded wire name.
     pub fn bump(&self, qname: &[u8]) {
-        self.counts[self.slot(qname)].fetch_add(1, Ordering::AcqRel);
+        self.counts[slot(hash_name(qname))].fetch_add(1, Ordering::AcqRel);
     }
 
     /// Tells whether the entry's name is still in the epoch in which work on it began.
@@ -64,9 +68,9 @@ impl Epochs {
         let Epoch { slot, count, .. } = entry.epoch();
         self.counts[slot as usize].load(Ordering::Acquire) == count
     }
+}
 
-    /// The slot of a folded wire name.
-    fn slot(&self, qname: &[u8]) -> usize {
-        usize::try_from(self.hasher.hash_one(qname)).unwrap_or(usize::MAX) % SLOTS
-    }
+/// The slot of the name whose keyed hash this is.
+fn slot(name_hash: u64) -> usize {
+    usize::try_from(name_hash % SLOTS as u64).expect("the table is small")
 }

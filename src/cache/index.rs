@@ -8,17 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::entry::Entry;
-use super::key::Key;
+use super::key::{ByCarried, Key, Lookup};
 
 /// Parts with a lock each, so that one that grows stops few readers.
 const SHARDS: usize = 64;
 
-/// Bytes of a key that choose its shard. Names that share a shard share a lock and nothing else;
-/// within it they are hashed with a secret.
-const SHARD_BYTES: usize = 16;
-
 /// One part.
-type Shard = HashMap<Key, Arc<Entry>>;
+type Shard = HashMap<Key, Arc<Entry>, ByCarried>;
 
 /// Every entry that moka holds, by key.
 pub struct Index {
@@ -33,19 +29,19 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The entry under a key's bytes. Allocates nothing.
-    pub fn find(&self, key: &[u8]) -> Option<Arc<Entry>> {
+    /// The entry under a key. Allocates nothing.
+    pub fn find(&self, key: &dyn Lookup) -> Option<Arc<Entry>> {
         read(self.shard(key)).get(key).cloned()
     }
 
     /// Puts an entry in, in place of any other under the same key.
     pub fn insert(&self, key: Key, entry: Arc<Entry>) {
-        write(self.shard(key.as_slice())).insert(key, entry);
+        write(self.shard(&key)).insert(key, entry);
     }
 
     /// Takes out exactly this entry; another one under the same key stays.
     pub fn remove(&self, key: &Key, entry: &Arc<Entry>) {
-        let mut shard = write(self.shard(key.as_slice()));
+        let mut shard = write(self.shard(key));
         if shard.get(key).is_some_and(|held| Arc::ptr_eq(held, entry)) {
             shard.remove(key);
         }
@@ -71,12 +67,10 @@ impl Index {
     }
 
     /// The shard of a key.
-    fn shard(&self, key: &[u8]) -> &RwLock<Shard> {
-        let mixed = key
-            .iter()
-            .take(SHARD_BYTES)
-            .fold(key.len(), |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-        &self.shards[mixed % SHARDS]
+    fn shard(&self, key: &dyn Lookup) -> &RwLock<Shard> {
+        // Bits that the table within the shard does not use.
+        let bits = key.hash_value() >> 40;
+        &self.shards[usize::try_from(bits).unwrap_or_default() % SHARDS]
     }
 }
 

@@ -1,7 +1,10 @@
 //! The name of a stored response: folded qname, qtype, qclass, and what else shapes an answer.
+//!
+//! A key is hashed once, with a secret, when it is read off a query; every table takes that hash.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
 
 use crate::dns::query::{Query, QueryView};
 use crate::dns::{MAX_NAME_LEN, Qclass, Qtype, wire};
@@ -14,35 +17,112 @@ const DO: u8 = 1;
 const CD: u8 = 2;
 const FAILURE: u8 = 4;
 
+/// What makes hashes unforeseeable, so that nobody can crowd names into one place of a table.
+static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// The keyed hash of a folded qname in wire form.
+pub fn hash_name(qname: &[u8]) -> u64 {
+    let mut hasher = SECRET.build_hasher();
+    hasher.write(qname);
+    hasher.finish()
+}
+
+/// What a table looks keys up by.
+pub trait Lookup {
+    /// The key's bytes.
+    fn as_slice(&self) -> &[u8];
+
+    /// The hash that was taken of them.
+    fn hash_value(&self) -> u64;
+}
+
+impl Hash for dyn Lookup + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash_value());
+    }
+}
+
+impl PartialEq for dyn Lookup + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for dyn Lookup + '_ {}
+
+/// Takes the hash that a key carries.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Carried(u64);
+
+/// Makes a table take its keys' own hashes.
+pub type ByCarried = BuildHasherDefault<Carried>;
+
+impl Hasher for Carried {
+    fn write(&mut self, bytes: &[u8]) {
+        // Keys write one whole number; anything else would still be hashed, if badly.
+        self.0 = bytes.iter().fold(self.0, |sum, byte| sum.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// An owned key, as store and index hold it; cloning shares.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(Arc<[u8]>);
+#[derive(Clone, Debug)]
+pub struct Key {
+    bytes: Arc<[u8]>,
+    hash: u64,
+}
 
 impl Key {
     /// The folded qname in wire form.
     pub fn qname(&self) -> &[u8] {
-        &self.0[..self.0.len() - TAIL]
-    }
-
-    /// The key's bytes.
-    pub fn as_slice(&self) -> &[u8] {
-        &self.0
+        &self.bytes[..self.bytes.len() - TAIL]
     }
 
     /// Tells whether a failure is remembered under it.
     pub fn is_failure(&self) -> bool {
-        self.0.last().is_some_and(|flags| flags & FAILURE != 0)
+        self.bytes.last().is_some_and(|flags| flags & FAILURE != 0)
     }
 
     /// Bytes that the key owns on the heap.
     pub fn heap_bytes(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 }
 
-impl Borrow<[u8]> for Key {
-    fn borrow(&self) -> &[u8] {
-        &self.0
+impl Lookup for Key {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn hash_value(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Key {}
+
+impl<'a> Borrow<dyn Lookup + 'a> for Key {
+    fn borrow(&self) -> &(dyn Lookup + 'a) {
+        self
     }
 }
 
@@ -51,6 +131,7 @@ impl Borrow<[u8]> for Key {
 pub struct KeyBuffer {
     bytes: [u8; MAX_NAME_LEN + TAIL],
     len: usize,
+    name_hash: u64,
 }
 
 impl KeyBuffer {
@@ -75,7 +156,8 @@ impl KeyBuffer {
         wire::put_u16(&mut bytes, end, qtype.0);
         wire::put_u16(&mut bytes, end + 2, qclass.0);
         bytes[end + 4] = if flags.0 { DO } else { 0 } | if flags.1 { CD } else { 0 };
-        Self { bytes, len: end + TAIL }
+        let name_hash = hash_name(&bytes[..end]);
+        Self { bytes, len: end + TAIL, name_hash }
     }
 
     /// The key under which a failure of the same question is remembered.
@@ -85,19 +167,35 @@ impl KeyBuffer {
         other
     }
 
-    /// The key's bytes.
-    pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
     /// The folded qname in wire form.
     pub fn qname(&self) -> &[u8] {
         &self.bytes[..self.len - TAIL]
     }
 
+    /// The keyed hash of [`KeyBuffer::qname`].
+    pub fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
     /// The owned form.
     pub fn to_key(&self) -> Key {
-        Key(self.as_slice().into())
+        Key { bytes: self.as_slice().into(), hash: self.hash_value() }
+    }
+}
+
+impl Lookup for KeyBuffer {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// The name's hash, spread by what else is asked: one odd factor, so that no two types of one
+    /// name share the lower 16 bits, which choose the place in a table.
+    fn hash_value(&self) -> u64 {
+        let tail = self.len - TAIL;
+        let qtype = wire::u16_at(&self.bytes, tail).unwrap_or_default();
+        let rest = &self.bytes[tail + 2..self.len];
+        let tail = rest.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) << 16;
+        self.name_hash ^ (tail | u64::from(qtype)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
@@ -131,6 +229,23 @@ mod tests {
         let failure = KeyBuffer::from_query(&base).for_failure();
         assert_ne!(failure.as_slice(), key(&base));
         assert_eq!(failure.qname(), base.qname.as_wire());
+    }
+
+    #[test]
+    fn equal_keys_have_equal_hashes_and_all_types_of_a_name_different_ones() {
+        let asked = query("example.org", Qtype::A);
+        let buffer = KeyBuffer::from_query(&asked);
+        assert_eq!(buffer.hash_value(), buffer.to_key().hash_value());
+        assert_eq!(buffer.name_hash(), hash_name(asked.qname.as_wire()));
+        let low = |qtype| {
+            let asked = Query { qtype: Qtype(qtype), ..asked.clone() };
+            KeyBuffer::from_query(&asked).hash_value() & 0xffff
+        };
+        let places: std::collections::HashSet<u64> = (0..=u16::MAX).map(low).collect();
+        assert_eq!(places.len(), 1 << 16);
+        let table =
+            std::collections::HashMap::<Key, (), ByCarried>::from_iter([(buffer.to_key(), ())]);
+        assert!(table.contains_key(&buffer as &dyn Lookup));
     }
 
     #[test]

@@ -13,7 +13,6 @@ mod index;
 pub mod key;
 pub mod policy;
 
-use std::hash::RandomState;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use moka::sync::Cache as Store;
 use self::entry::{Entry, State};
 use self::epoch::{Epoch, Epochs};
 use self::index::Index;
-use self::key::{Key, KeyBuffer};
+use self::key::{ByCarried, Key, KeyBuffer};
 use self::policy::Lifetime;
 use crate::config::{self, TtlBounds};
 use crate::dns::name::{Name, suffixes};
@@ -48,7 +47,7 @@ pub struct Cache {
     /// Where entries are found; holds what `store` holds.
     index: Arc<Index>,
     /// Decides what stays.
-    store: Store<Key, Arc<Entry>, RandomState>,
+    store: Store<Key, Arc<Entry>, ByCarried>,
     policy: ArcSwap<config::Cache>,
     epochs: Epochs,
     metrics: CacheMetrics,
@@ -91,7 +90,7 @@ impl Cache {
                     evictions.inc();
                 }
             })
-            .build_with_hasher(RandomState::new());
+            .build_with_hasher(ByCarried::default());
         let (policy, epochs) = (ArcSwap::from_pointee(policy), Epochs::default());
         let touched_at = Mutex::new(crate::clock::now());
         Self { index, store, policy, epochs, metrics, touched_at }
@@ -106,7 +105,7 @@ impl Cache {
     ///
     /// Allocates nothing.
     pub fn fresh(&self, key: &KeyBuffer, now: Instant) -> Option<Arc<Entry>> {
-        let entry = self.index.find(key.as_slice())?;
+        let entry = self.index.find(key)?;
         entry.touch();
         let servable = entry.state(now) == State::Fresh && self.epochs.is_current(&entry);
         servable.then_some(entry)
@@ -114,7 +113,7 @@ impl Cache {
 
     /// The entry under `key`, with how it stands at `now`.
     pub fn lookup(&self, key: &KeyBuffer, now: Instant) -> Found {
-        let Some(entry) = self.index.find(key.as_slice()) else { return Found::Absent };
+        let Some(entry) = self.index.find(key) else { return Found::Absent };
         entry.touch();
         if !self.epochs.is_current(&entry) {
             return Found::Absent;
@@ -129,6 +128,11 @@ impl Cache {
     /// The epoch of a name (folded wire form); read it before work on a response begins.
     pub fn epoch(&self, qname: &[u8]) -> Epoch {
         self.epochs.of(qname)
+    }
+
+    /// The epoch of a key's name; read it before work on a response begins.
+    pub fn epoch_of(&self, key: &KeyBuffer) -> Epoch {
+        self.epochs.at(key.name_hash())
     }
 
     /// Stores a response if the law lets it live; gives back the entry in either case, to be served once.
@@ -206,7 +210,7 @@ impl Cache {
         let doomed = self.index.keys(within);
         for key in &doomed {
             self.epochs.bump(key.qname());
-            self.store.invalidate(key.as_slice());
+            self.store.invalidate(key);
         }
         doomed.len()
     }
@@ -214,7 +218,7 @@ impl Cache {
     /// Removes every remembered failure: other upstreams may do better.
     pub fn forget_failures(&self) {
         for key in self.index.keys(Key::is_failure) {
-            self.store.invalidate(key.as_slice());
+            self.store.invalidate(&key);
         }
     }
 
@@ -225,7 +229,7 @@ impl Cache {
         let mut touched_at = self.touched_at.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(*touched_at) >= TOUCH_EVERY {
             *touched_at = now;
-            self.index.touched(|key| drop(self.store.get(key.as_slice())));
+            self.index.touched(|key| drop(self.store.get(key)));
         }
         drop(touched_at);
         self.store.run_pending_tasks();
@@ -306,14 +310,12 @@ mod tests {
         (0..10).for_each(|_| cache.store.run_pending_tasks());
         let keys = cache.index.keys(|_| true);
         for key in &keys {
-            let (found, held) = (cache.index.find(key.as_slice()), cache.store.get(key.as_slice()));
+            let (found, held) = (cache.index.find(key), cache.store.get(key));
             assert!(found.zip(held).is_some_and(|(found, held)| Arc::ptr_eq(&found, &held)));
         }
         assert!(keys.len() as u64 <= cache.store.entry_count() && keys.len() > 100);
-        let weight: u64 = keys
-            .iter()
-            .filter_map(|key| Some(u64::from(cache.index.find(key.as_slice())?.weight(key))))
-            .sum();
+        let weight: u64 =
+            keys.iter().filter_map(|key| Some(u64::from(cache.index.find(key)?.weight(key)))).sum();
         assert!(weight <= 1 << 20, "{weight} bytes");
     }
 }

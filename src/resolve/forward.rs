@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inflight::{Lead, Outcome, Role};
-use super::route::{ForwardZone, Route};
+use super::route::ForwardZone;
 use super::{ResolveError, Resolver, Response, dns64, rewrite};
 use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
@@ -105,7 +105,7 @@ impl Resolver {
         zone: &ForwardZone,
     ) -> Outcome {
         loop {
-            let epoch = self.cache.epoch(key.qname());
+            let epoch = self.cache.epoch_of(key);
             match self.in_flight.join(key) {
                 Role::Lead(lead) => return self.lead(lead, query, key, zone).await,
                 Role::Follow(follow) => {
@@ -153,11 +153,11 @@ impl Resolver {
         key: &KeyBuffer,
         zone: &ForwardZone,
     ) -> Outcome {
-        let epoch = self.cache.epoch(key.qname());
+        let epoch = self.cache.epoch_of(key);
         let source = Source { zone: zone.id, origin: Origin::Forward, epoch };
         // A reload swaps the routes first and flushes afterwards: what is asked by routes that were
         // in force after the epoch was read is caught by the flush, anything else is not stored.
-        let may_store = self.is_routed(query, zone);
+        let may_store = self.routes.load().has(zone);
         match self.receive(query, key, zone).await {
             Ok(encoded) if may_store => {
                 let offer = zone.rewrite.offer(encoded);
@@ -167,20 +167,12 @@ impl Resolver {
             Err(error) => {
                 let error = ResolveError::Exchange(Arc::new(error));
                 tracing::debug!(qname = %query.qname, qtype = %query.qtype, %error, "resolution failed");
-                if error.is_resolution_failure() && self.is_routed(query, zone) {
+                if error.is_resolution_failure() && self.routes.load().has(zone) {
                     let failure = build::failure(query, error.rcode(), error.ede().as_ref());
                     self.cache.store_failure(key, failure, source, clock::now());
                 }
                 Err(error)
             }
-        }
-    }
-
-    /// Tells whether queries for this name still go to this very zone.
-    fn is_routed(&self, query: &Query, zone: &ForwardZone) -> bool {
-        match self.routes.load().route(&query.qname) {
-            Route::Forward(found) => std::ptr::eq(&raw const **found, zone),
-            Route::Local(_) => false,
         }
     }
 

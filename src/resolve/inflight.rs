@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::ResolveError;
 use crate::cache::entry::Entry;
-use crate::cache::key::{Key, KeyBuffer};
+use crate::cache::key::{ByCarried, Key, KeyBuffer, Lookup};
 
 /// What an exchange ends with, for all who wait.
 pub type Outcome = Result<Arc<Entry>, ResolveError>;
@@ -16,8 +16,19 @@ pub type Outcome = Result<Arc<Entry>, ResolveError>;
 #[derive(Default)]
 pub struct InFlight(Arc<Mutex<Table>>);
 
-/// Where those who follow wait, by key.
-type Table = HashMap<Key, watch::Receiver<Option<Outcome>>>;
+/// Where the outcome is told to those who follow; made when the first of them comes, since most
+/// exchanges have none.
+type Teller = watch::Sender<Option<Outcome>>;
+
+/// Every exchange that runs, numbered.
+#[derive(Default)]
+struct Table {
+    /// Those that others may join.
+    open: HashMap<Key, (u64, Option<Teller>), ByCarried>,
+    /// Those that nobody joins any more, but that some wait for.
+    forgotten: HashMap<u64, Teller>,
+    next: u64,
+}
 
 /// What joining an exchange gives.
 pub enum Role {
@@ -30,8 +41,9 @@ pub enum Role {
 /// The duty to finish an exchange that others may wait for.
 pub struct Lead {
     key: Key,
+    number: u64,
     table: Arc<Mutex<Table>>,
-    sender: watch::Sender<Option<Outcome>>,
+    has_left: bool,
 }
 
 /// A place in the queue for somebody else's outcome.
@@ -41,34 +53,50 @@ impl InFlight {
     /// Joins the exchange for `key`, or begins it.
     pub fn join(&self, key: &KeyBuffer) -> Role {
         let mut table = lock(&self.0);
-        if let Some(receiver) = table.get(key.as_slice()) {
-            return Role::Follow(Follow(receiver.clone()));
+        if let Some((_, teller)) = table.open.get_mut(key as &dyn Lookup) {
+            let teller = teller.get_or_insert_with(|| watch::Sender::new(None));
+            return Role::Follow(Follow(teller.subscribe()));
         }
-        let (sender, receiver) = watch::channel(None);
-        table.insert(key.to_key(), receiver);
-        Role::Lead(Lead { key: key.to_key(), table: Arc::clone(&self.0), sender })
+        let (key, number) = (key.to_key(), table.next);
+        table.next += 1;
+        table.open.insert(key.clone(), (number, None));
+        Role::Lead(Lead { key, number, table: Arc::clone(&self.0), has_left: false })
     }
 
     /// Makes later queries begin exchanges of their own; who waits already goes on waiting.
     pub fn forget_all(&self) {
-        lock(&self.0).clear();
+        let table = &mut *lock(&self.0);
+        let awaited =
+            table.open.drain().filter_map(|(_, (number, teller))| Some((number, teller?)));
+        table.forgotten.extend(awaited);
     }
 }
 
 impl Lead {
     /// Hands the outcome to all who wait.
-    pub fn finish(self, outcome: &Outcome) {
-        self.sender.send_replace(Some(outcome.clone()));
+    pub fn finish(mut self, outcome: &Outcome) {
+        if let Some(teller) = self.leave() {
+            teller.send_replace(Some(outcome.clone()));
+        }
+    }
+
+    /// Ends the exchange: later queries begin a new one. Gives back where others wait, if they do.
+    fn leave(&mut self) -> Option<Teller> {
+        self.has_left = true;
+        let mut table = lock(&self.table);
+        // Forgotten, it may have a successor already.
+        match table.open.get(&self.key) {
+            Some((number, _)) if *number == self.number => table.open.remove(&self.key)?.1,
+            _ => table.forgotten.remove(&self.number),
+        }
     }
 }
 
 impl Drop for Lead {
-    /// Ends the exchange: later queries begin a new one, and who waited without an outcome is woken.
+    /// Without an outcome: who waited is woken when the teller goes.
     fn drop(&mut self) {
-        let (mut table, own) = (lock(&self.table), self.sender.subscribe());
-        // Forgotten, it may have a successor already.
-        if table.get(&self.key).is_some_and(|held| held.same_channel(&own)) {
-            table.remove(&self.key);
+        if !self.has_left {
+            self.leave();
         }
     }
 }

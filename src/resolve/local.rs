@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::hosts::Hosts;
 use crate::config;
 use crate::dns::build::{self, LocalRecord};
-use crate::dns::name::Name;
+use crate::dns::name::{ByConfig, Name};
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 use crate::dns::ttl::Ttl;
@@ -57,9 +57,9 @@ pub enum Tree {
 /// Our own data, as configuration and hosts file say.
 pub struct Local {
     /// Every name with its records; the names of one key share an owner.
-    names: HashMap<Name, Vec<LocalRecord>>,
+    names: HashMap<Name, Vec<LocalRecord>, ByConfig>,
     /// Special-use trees by apex in wire form.
-    trees: HashMap<Box<[u8]>, Tree>,
+    trees: HashMap<Box<[u8]>, Tree, ByConfig>,
     version: Option<String>,
     ttl: Ttl,
 }
@@ -85,7 +85,7 @@ impl Local {
     /// Our own data; `hosts` is the parsed hosts file, if one is configured.
     pub fn new(config: &config::Local, hosts: Option<&Hosts>) -> Self {
         let ttl = Ttl::from_duration(config.ttl);
-        let mut names: HashMap<Name, Vec<LocalRecord>> = HashMap::new();
+        let mut names: HashMap<Name, Vec<LocalRecord>, ByConfig> = HashMap::default();
         let written = config.records.iter().map(|record| LocalRecord {
             owner: record.name.clone(),
             rtype: record.rtype,
@@ -213,8 +213,8 @@ fn loopback_reverse() -> Vec<LocalRecord> {
 }
 
 /// The special-use trees that the configuration turns on.
-fn trees(config: &config::Local) -> HashMap<Box<[u8]>, Tree> {
-    let mut trees = HashMap::new();
+fn trees(config: &config::Local) -> HashMap<Box<[u8]>, Tree, ByConfig> {
+    let mut trees = HashMap::default();
     let mut plant = |apex: &str, tree| {
         let apex = Name::from_text(apex).expect("the tables hold valid names");
         trees.insert(apex.as_wire().into(), tree);

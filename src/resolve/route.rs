@@ -1,11 +1,12 @@
 //! Who answers for a name: the longest suffix decides.
 
 use std::collections::HashMap;
+use std::ptr;
 use std::sync::Arc;
 
 use super::local::{Local, LocalMatch};
 use super::rewrite::Rewrite;
-use crate::dns::name::Name;
+use crate::dns::name::{ByConfig, Name};
 use crate::metrics::ZoneId;
 use crate::upstream::Group;
 
@@ -21,7 +22,7 @@ pub struct ForwardZone {
 pub struct Routes {
     local: Local,
     local_zone: ZoneId,
-    forward: HashMap<Box<[u8]>, Arc<ForwardZone>>,
+    forward: HashMap<Box<[u8]>, Arc<ForwardZone>, ByConfig>,
     root: Arc<ForwardZone>,
 }
 
@@ -62,6 +63,11 @@ impl Routes {
             }
         }
         Route::Forward(&self.root)
+    }
+
+    /// Tells whether these are the routes that lead to this very zone: each `Routes` has zones of its own.
+    pub fn has(&self, zone: &ForwardZone) -> bool {
+        self.zones().any(|own| ptr::eq(&raw const **own, zone))
     }
 
     /// Tells whether `zone`, perhaps of earlier routes, would still answer as it did.

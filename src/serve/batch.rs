@@ -83,17 +83,23 @@ impl Peer {
 }
 
 impl UdpSocket {
-    /// Sends one datagram without waiting.
+    /// Sends the first responses, at most [`BATCH`], without waiting; gives back how many.
     ///
     /// # Errors
-    /// `WouldBlock` when the send buffer is full; others as the kernel says.
-    pub fn send(&self, peer: &Peer, bytes: &[u8]) -> io::Result<()> {
-        let mut peer = *peer;
-        let mut iov = iovec(bytes.as_ptr().cast_mut(), bytes.len());
-        let header = header(&mut peer, &mut iov, self.wildcard);
-        // SAFETY: header points at peer, iov and bytes, which outlive the call; the kernel only reads.
-        let sent = unsafe { libc::sendmsg(self.raw(), &raw const header, libc::MSG_DONTWAIT) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    /// Why the first one was not sent: `WouldBlock` when the send buffer is full; others as the kernel
+    /// says.
+    pub fn send<'a>(
+        &self,
+        responses: impl Iterator<Item = &'a mut (Peer, Vec<u8>)>,
+    ) -> io::Result<usize> {
+        let mut iovs = [iovec(std::ptr::null_mut(), 0); BATCH];
+        let mut headers = Vec::with_capacity(BATCH);
+        for ((peer, wire), iov) in responses.zip(&mut iovs) {
+            *iov = iovec(wire.as_mut_ptr(), wire.len());
+            let msg_hdr = header(peer, iov, self.wildcard);
+            headers.push(libc::mmsghdr { msg_hdr, msg_len: 0 });
+        }
+        send(self, &mut headers)
     }
 }
 
@@ -212,19 +218,9 @@ impl Outbox {
         });
         let (mut done, mut lost, mut waited) = (0, 0, false);
         while done < total {
-            let rest = &mut headers[done..total];
-            // SAFETY: headers point at peers, iovs and buffers, which outlive the call; `rest` has that length.
-            let sent = unsafe {
-                libc::sendmmsg(
-                    socket.raw(),
-                    rest.as_mut_ptr(),
-                    rest.len() as libc::c_uint,
-                    libc::MSG_DONTWAIT as _,
-                )
-            };
-            match usize::try_from(sent) {
+            match send(socket, &mut headers[done..total]) {
                 Ok(sent) => done += sent,
-                Err(_) if is_full() && !waited => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !waited => {
                     waited = true;
                     wait_writable(socket, 5);
                 }
@@ -242,9 +238,15 @@ impl Outbox {
     }
 }
 
-/// Tells whether the last system call failed for want of buffer space.
-fn is_full() -> bool {
-    io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+/// Sends datagrams without waiting; gives back how many went. Headers point at what their caller holds.
+fn send(socket: &UdpSocket, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    let count = libc::c_uint::try_from(headers.len()).expect("at most BATCH");
+    // SAFETY: headers are initialised and `count` of them; their callers hold the peers, iovs and buffers
+    // that they point at until this returns, and the kernel only reads those.
+    let sent = unsafe {
+        libc::sendmmsg(socket.raw(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT as _)
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// A buffer as system calls want it.

@@ -1,14 +1,16 @@
 //! Faces stub resolvers: takes queries in, gives every one its response.
 //!
 //! [`front`] looks at a message: refused, answered from the cache, or a miss. [`udp`] and [`tcp`] are
-//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss goes through [`handler`], the one
-//! `RequestHandler` for every way in; [`reply`] writes what is not a stored response; [`quota`]
-//! shares what is bounded fairly among sources, [`seats`] the TCP connections.
+//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss goes through
+//! [`handler`], the one `RequestHandler` for every way in, and leaves by `departures`; [`reply`] writes
+//! what is not a stored response; [`quota`] shares what is bounded fairly among sources, [`seats`] the
+//! TCP connections.
 //! It refuses to decide what the answer is: that is `resolve`.
 
 pub mod allow;
 pub mod batch;
 mod connection;
+mod departures;
 pub mod front;
 pub mod handler;
 pub mod quota;

@@ -4,13 +4,13 @@
 //! worker of the resolver runtime, which sends its response through the same socket.
 
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::Runners;
 use super::batch::{BATCH, DATAGRAM, Inbox, Outbox, Peer};
+use super::departures::{Departure, Departures};
 use super::front::{Facts, Front, Look, Policy, SHED};
 use super::handler::{self, Handler};
 use super::quota::Share;
@@ -34,9 +34,6 @@ const TURN: usize = 16;
 /// How long a thread rests when a socket gives nothing but errors.
 const REST: Duration = Duration::from_millis(20);
 
-/// How often a response waits for room in the send buffer, a millisecond each.
-const SEND_TRIES: usize = 5;
-
 /// One serve thread.
 struct Serve {
     sockets: Vec<Arc<UdpSocket>>,
@@ -45,6 +42,7 @@ struct Serve {
     front: Arc<Front>,
     handler: Arc<Handler>,
     worker: tokio::runtime::Handle,
+    departures: Departures,
     tally: ThreadTally,
     pulse: Arc<Pulse>,
     shutdown: Shutdown,
@@ -71,6 +69,7 @@ pub fn start(
     let pulse = runners.pulses.register(format!("serve-{index}"));
     let shutdown = runners.shutdown.clone();
     let owed = shutdown.owe();
+    let departures = Departures::start(&worker, Arc::clone(&front.metrics));
     let run = move || {
         let serve = Serve {
             sockets,
@@ -79,6 +78,7 @@ pub fn start(
             tally: front.metrics.thread_tally(),
             front,
             worker,
+            departures,
             pulse,
             shutdown,
             inbox: Inbox::default(),
@@ -217,9 +217,9 @@ impl Serve {
             peer: *self.inbox.peer(i),
             socket: Arc::clone(socket),
             handler: Arc::clone(&self.handler),
-            front: Arc::clone(&self.front),
+            departures: self.departures.clone(),
             received,
-            _held: (share, self.shutdown.owe()),
+            held: (share, self.shutdown.owe()),
         }
     }
 
@@ -245,29 +245,20 @@ struct Miss {
     peer: Peer,
     socket: Arc<UdpSocket>,
     handler: Arc<Handler>,
-    front: Arc<Front>,
+    departures: Departures,
     received: Instant,
     /// Given back when the response is sent.
-    _held: (Share, Owed),
+    held: (Share, Owed),
 }
 
 impl Miss {
-    /// Resolves the query and sends its response.
+    /// Resolves the query and leaves its response to be sent.
     async fn resolve(self) {
-        let source: SocketAddr = self.peer.source();
-        let answer =
-            handler::handle(&self.handler, &self.wire, source, Carrier::Datagram, self.received);
-        let Some(response) = answer.await else { return };
-        for _ in 0..SEND_TRIES {
-            match self.socket.send(&self.peer, &response) {
-                Ok(()) => return,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                Err(_) => break,
-            }
+        let Self { wire, peer, socket, handler, departures, received, held } = self;
+        let answer = handler::handle(&handler, &wire, peer.source(), Carrier::Datagram, received);
+        if let Some(response) = answer.await {
+            departures.push(Departure { response: (peer, response), socket, _held: held });
         }
-        self.front.metrics.serve.send_failures.inc();
     }
 }
 

@@ -71,7 +71,14 @@ impl Tuple {
             });
             match judged {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(judged) => return judged,
+                Ok(judged) => {
+                    // A kept socket that still counts as readable would cost its next exchange a
+                    // receive that finds nothing. What else is queued is found after the next arrival.
+                    if !matches!(judged, Ok(Verdict::Ignored | Verdict::WrongCase)) {
+                        ready.clear_ready();
+                    }
+                    return judged;
+                }
                 Err(_would_block) => {}
             }
         }
