@@ -69,6 +69,19 @@ impl Axis {
         Self { title: "latency".to_owned(), ticks }
     }
 
+    /// Ratios on a logarithmic scale, from and to as logarithms; 1 has a tick.
+    pub fn ratio(from: f64, to: f64) -> Self {
+        let steps: &[f64] = match to - from {
+            width if width < 0.5 => &[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0],
+            _ => &[0.001, 0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0, 10_000.0],
+        };
+        let first = steps.iter().rposition(|step| step.log10() <= from).unwrap_or(0);
+        let last = steps.iter().position(|step| step.log10() >= to).unwrap_or(steps.len() - 1);
+        let used = steps.get(first..=last).unwrap_or_default().iter();
+        let ticks = used.map(|step| (step.log10(), format!("{}×", trim(*step)))).collect();
+        Self { title: "times as long".to_owned(), ticks }
+    }
+
     /// Percentiles, each nine as wide as the one before.
     pub fn percentiles() -> Self {
         let ticks = NINES.map(|(share, label)| (nines(share), label.to_owned()));
@@ -196,6 +209,7 @@ fn draw(
     let root = SVGBackend::with_string(out, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(48)
         .y_label_area_size(76)
         .build_cartesian_2d(x.clone(), y.clone())?;
@@ -219,7 +233,7 @@ fn draw(
             current = *colour.next().unwrap_or(&COLOURS[0]);
         }
         let style = match line.is_thin {
-            true => current.mix(0.45).stroke_width(1),
+            true => current.mix(0.6).stroke_width(1),
             false => current.stroke_width(2),
         };
         chart

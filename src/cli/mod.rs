@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 usage or configuration.
 
 mod admin;
+mod bench;
+mod bench_plan;
 mod check_config;
 mod cleanup;
 mod lab;
@@ -19,6 +21,7 @@ use thiserror::Error;
 
 use crate::admin::client::ClientError;
 use crate::app::StartError;
+use crate::bench::run::BenchError;
 use crate::config::error::Fault;
 use crate::config::{Config, ConfigErrors, Flags, Sources};
 use crate::intercept::InterceptError;
@@ -51,6 +54,7 @@ struct Arguments {
 enum Command {
     Run(run::Run),
     CheckConfig(check_config::CheckConfig),
+    Bench(Box<bench::Bench>),
     Lab(lab::Lab),
     Lookup(lookup::Lookup),
     Probe(admin::Probe),
@@ -105,6 +109,12 @@ enum Failure {
     Lab(#[from] LabError),
     #[error(transparent)]
     Shelter(#[from] ShelterError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{} cannot be written: {error}", path.display())]
+    Unwritten { path: PathBuf, error: io::Error },
     #[error("it has said why")]
     Told(u8),
     #[error("{0}")]
@@ -117,7 +127,11 @@ impl Failure {
         match self {
             Self::Start(error) => error.exit_code(),
             Self::Told(code) => *code,
-            Self::Config(_) | Self::Argument { .. } | Self::NoSocket | Self::NoServer => 2,
+            Self::Config(_)
+            | Self::Argument { .. }
+            | Self::Usage(_)
+            | Self::NoSocket
+            | Self::NoServer => 2,
             // Whoever read us has seen enough: `nodens check-config | head -1`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             _ => 1,
@@ -130,6 +144,7 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(run) => run.run(),
         Command::CheckConfig(check) => check.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Lab(lab) => lab.run(),
         Command::Lookup(lookup) => lookup.run(),
         Command::Probe(probe) => probe.run(),

@@ -2,14 +2,24 @@
 //!
 //! It refuses to cache, to choose among servers and to follow aliases. Read [`ask`] first: one question,
 //! synchronous. [`pair`] asks several at the same instant, [`load`] at any rate, [`flow`] many from kept
-//! sockets, [`tcp`] over kept connections; [`reply`] reads what came back.
+//! sockets, [`tcp`] over kept connections; [`engine`] and [`stream`] ask as the bench does, at any rate
+//! from one thread; [`habit`] is what glibc and musl do while nothing comes; [`reply`] reads what came back.
 
+pub mod demand;
+pub mod engine;
+mod flight;
 pub mod flow;
+pub mod habit;
 pub mod load;
 pub mod pair;
 pub mod reply;
+mod sockets;
+pub mod stream;
 pub mod tcp;
 mod udp;
+pub mod wanted;
+
+pub use sockets::raise_descriptors;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +31,9 @@ use crate::clock;
 use crate::dns::query::Query;
 use crate::dns::wire::{self, flag};
 use crate::dns::{HEADER_LEN, Rcode};
+
+/// Datagrams that one system call moves at most.
+const MAX_BATCH: usize = 64;
 
 /// How a question travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,233 @@
+//! Many UDP sockets of one thread: who has something to read, and datagrams in batches.
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::MAX_BATCH as BATCH;
+
+/// The largest datagram that is read, in bytes: what is behind is not looked at.
+const DATAGRAM: usize = 2048;
+/// Sockets that one look tells about at most.
+const EVENTS: usize = 256;
+
+/// Opens a socket to `server`, from `source` or any address, from a port that the kernel draws.
+///
+/// # Errors
+/// What the kernel says: no descriptor, no port, no route.
+pub(super) fn open(server: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+    let any = match server {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let domain = socket2::Domain::for_address(server);
+    let kind = socket2::Type::DGRAM.nonblocking();
+    let socket = socket2::Socket::new(domain, kind, None)?;
+    if let Some(source) = source.filter(|source| *source != any) {
+        // The port is drawn when the peer is known: it may be in use towards another one.
+        draw_port_late(&socket)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.connect(&server.into())?;
+    Ok(socket.into())
+}
+
+/// Lets `bind` fix the address only.
+fn draw_port_late(socket: &socket2::Socket) -> io::Result<()> {
+    let (on, len) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4));
+    let option = libc::IP_BIND_ADDRESS_NO_PORT;
+    let value = (&raw const on).cast();
+    // SAFETY: the kernel reads one int that outlives the call.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, option, value, len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A receive buffer for many responses at once.
+pub(super) fn widen(socket: &UdpSocket) {
+    // As much as the kernel allows; less is no failure.
+    let _ = socket2::SockRef::from(socket).set_recv_buffer_size(8 << 20);
+}
+
+/// Raises the limit of open descriptors as far as it may be; gives back what it is then.
+pub fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read and write one rlimit that outlives them.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+    }
+    limit.rlim_cur
+}
+
+/// Lets the kernel wake the calling thread on time, instead of 50 µs later.
+pub(super) fn wake_on_time() {
+    // SAFETY: sets one number of the calling thread, in nanoseconds.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
+}
+
+/// Tells which sockets have something to read.
+pub(super) struct Poll {
+    epoll: OwnedFd,
+    events: Vec<libc::epoll_event>,
+}
+
+impl Poll {
+    /// Watches nothing yet.
+    ///
+    /// # Errors
+    /// When there is no descriptor.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: takes a flag only.
+        let raw = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is open and nobody else's.
+        let epoll = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { epoll, events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS] })
+    }
+
+    /// Watches a socket, called `token`, until it is closed.
+    ///
+    /// # Errors
+    /// When the kernel has no room.
+    pub(super) fn add(&self, socket: &UdpSocket, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        let (epoll, socket) = (self.epoll.as_raw_fd(), socket.as_raw_fd());
+        // SAFETY: both descriptors are open; the event is copied.
+        match unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, socket, &raw mut event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Waits at most `patience`, to the microsecond; the tokens of those that have something.
+    pub(super) fn wait(&mut self, patience: Duration, tokens: &mut Vec<u64>) {
+        tokens.clear();
+        if !patience.is_zero() {
+            self.sleep(patience);
+        }
+        let room = i32::try_from(EVENTS).unwrap_or(i32::MAX);
+        let events = self.events.as_mut_ptr();
+        // SAFETY: there is room for EVENTS events; a timeout of 0 does not wait.
+        let count = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events, room, 0) };
+        let ready = self.events.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default();
+        tokens.extend(ready.iter().map(|event| event.u64));
+    }
+
+    /// Waits for any socket; epoll itself counts whole milliseconds only.
+    fn sleep(&self, patience: Duration) {
+        let time = libc::timespec {
+            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        let mut watched =
+            libc::pollfd { fd: self.epoll.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd and one timespec that outlive the call; no signal mask.
+        unsafe { libc::ppoll(&raw mut watched, 1, &raw const time, std::ptr::null()) };
+    }
+}
+
+/// Datagrams that leave together from one connected socket.
+#[derive(Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Outbox {
+    /// Puts a message in, with its id.
+    pub(super) fn push(&mut self, message: &[u8], id: u16) {
+        self.bytes.extend(id.to_be_bytes());
+        self.bytes.extend(message.get(2..).unwrap_or_default());
+        self.ends.push(self.bytes.len());
+    }
+
+    /// Tells whether a batch is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.ends.len() >= BATCH
+    }
+
+    /// Sends all; what the kernel refuses to send is lost as if on the way.
+    pub(super) fn flush(&mut self, socket: &UdpSocket) {
+        let mut start = 0;
+        // SAFETY: iovec and mmsghdr are plain old data; all zeroes are valid values.
+        let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+            unsafe { (mem::zeroed(), mem::zeroed()) };
+        let count = self.ends.len().min(BATCH);
+        for ((end, part), head) in self.ends.iter().zip(&mut parts).zip(&mut heads) {
+            let datagram = self.bytes.get(start..*end).unwrap_or_default();
+            part.iov_base = datagram.as_ptr().cast_mut().cast();
+            part.iov_len = datagram.len();
+            head.msg_hdr.msg_iov = part;
+            head.msg_hdr.msg_iovlen = 1;
+            start = *end;
+        }
+        let mut sent = 0;
+        while let Some(rest) = heads.get_mut(sent..count).filter(|rest| !rest.is_empty()) {
+            let len = u32::try_from(rest.len()).unwrap_or(0);
+            // SAFETY: each header points at one iovec, and that into bytes; all outlive the call.
+            let done = unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), len, 0) };
+            // One that is refused is left out; those behind it still leave.
+            sent += usize::try_from(done).unwrap_or(1).max(1);
+        }
+        self.bytes.clear();
+        self.ends.clear();
+    }
+}
+
+/// Datagrams that were received together.
+pub(super) struct Inbox {
+    buffers: Vec<[u8; DATAGRAM]>,
+    lens: [usize; BATCH],
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { buffers: vec![[0; DATAGRAM]; BATCH], lens: [0; BATCH] }
+    }
+}
+
+impl Inbox {
+    /// Receives what is there, at most `most` datagrams; tells how many.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing, `ConnectionRefused` when nobody listens there.
+    pub(super) fn receive(&mut self, socket: &UdpSocket, most: usize) -> io::Result<usize> {
+        // SAFETY: iovec and mmsghdr are plain old data; all zeroes are valid values.
+        let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+            unsafe { (mem::zeroed(), mem::zeroed()) };
+        let most = most.min(BATCH);
+        for ((buffer, part), head) in
+            self.buffers.iter_mut().zip(&mut parts).zip(&mut heads).take(most)
+        {
+            part.iov_base = buffer.as_mut_ptr().cast();
+            part.iov_len = DATAGRAM;
+            head.msg_hdr.msg_iov = part;
+            head.msg_hdr.msg_iovlen = 1;
+        }
+        let len = u32::try_from(most).unwrap_or(0);
+        let (fd, no_time) = (socket.as_raw_fd(), std::ptr::null_mut());
+        // SAFETY: each header points at one iovec, and that at a buffer of its length; all outlive the call.
+        let done =
+            unsafe { libc::recvmmsg(fd, heads.as_mut_ptr(), len, libc::MSG_DONTWAIT, no_time) };
+        let count = usize::try_from(done).map_err(|_| io::Error::last_os_error())?;
+        for (len, head) in self.lens.iter_mut().zip(&heads).take(count) {
+            *len = usize::try_from(head.msg_len).unwrap_or(0);
+        }
+        Ok(count)
+    }
+
+    /// The datagram `index` of the last batch.
+    pub(super) fn datagram(&self, index: usize) -> &[u8] {
+        let (buffer, len) = (self.buffers.get(index), self.lens.get(index));
+        let both = buffer.zip(len);
+        both.and_then(|(buffer, len)| buffer.get(..*len)).unwrap_or_default()
+    }
+}
