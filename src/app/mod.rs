@@ -5,7 +5,6 @@
 //! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`,
 //! [`privileges`] gives up what is not needed.
 
-pub mod cluster;
 pub mod control;
 pub mod endpoints;
 pub mod grip;
