@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::time::Duration;
 
+use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
@@ -100,6 +101,16 @@ impl Axis {
         }
         Self { title: title.to_string(), ticks }
     }
+
+    /// Names in a row, each in the middle of a stretch of width 1.
+    pub fn names(names: &[String]) -> Self {
+        let end = |at| (at, String::new());
+        let middle = |(index, name): (u32, &String)| (f64::from(index) + 0.5, name.clone());
+        let mut ticks = vec![end(0.0)];
+        ticks.extend((0..).zip(names).map(middle));
+        ticks.push(end(names.len() as f64));
+        Self { title: String::new(), ticks }
+    }
 }
 
 impl Ranged for Axis {
@@ -191,6 +202,60 @@ pub fn shares(count: u64) -> Vec<f64> {
     shares
 }
 
+/// One bar for each name of the axis below.
+pub struct Bars<'a> {
+    pub label: &'a str,
+    pub heights: Vec<f64>,
+}
+
+/// Draws bars beside each other over an axis of [`Axis::names`], each with its height above it.
+pub fn bars(x: &Axis, y: &Axis, series: &[Bars<'_>]) -> String {
+    let mut out = String::new();
+    // As in `svg`.
+    let _ = draw_bars(&mut out, x, y, series);
+    out
+}
+
+/// Draws into `out`.
+fn draw_bars(
+    out: &mut String,
+    x: &Axis,
+    y: &Axis,
+    series: &[Bars<'_>],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(out, SIZE).into_drawing_area();
+    let mut chart = framed(&root, x, y)?;
+    // A tenth of the stretch stays free on each side.
+    let width = 0.8 / series.len().max(1) as f64;
+    for (index, bars) in series.iter().enumerate() {
+        let colour = COLOURS.iter().cycle().nth(index).copied().unwrap_or(BLACK);
+        let left = |name: usize| name as f64 + 0.1 + index as f64 * width;
+        let bar = |(name, height): (usize, &f64)| {
+            Rectangle::new([(left(name), 0.0), (left(name) + width, *height)], colour.filled())
+        };
+        chart
+            .draw_series(bars.heights.iter().enumerate().map(bar))?
+            .label(bars.label)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 22, y + 5)], colour.filled()));
+        let style = ("sans-serif", 12).into_font().color(&colour);
+        let lift = y.range().end * 0.045;
+        let height = |(name, height): (usize, &f64)| {
+            let text =
+                if *height < 0.01 && *height > 0.0 { "<0.01".into() } else { trim(round(*height)) };
+            Text::new(text, (left(name) + width * 0.2, height + lift), style.clone())
+        };
+        chart.draw_series(bars.heights.iter().enumerate().map(height))?;
+    }
+    with_legend(&mut chart)?;
+    root.present()?;
+    Ok(())
+}
+
+/// Two decimals.
+fn round(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
 /// Draws the lines; the SVG has a `viewBox` and no outer references.
 pub fn svg(x: &Axis, y: &Axis, lines: &[Line<'_>]) -> String {
     let mut out = String::new();
@@ -207,25 +272,7 @@ fn draw(
     lines: &[Line<'_>],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(out, SIZE).into_drawing_area();
-    let mut chart = ChartBuilder::on(&root)
-        .margin(12)
-        .margin_right(36)
-        .x_label_area_size(48)
-        .y_label_area_size(76)
-        .build_cartesian_2d(x.clone(), y.clone())?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(RGBColor(215, 215, 215))
-        .axis_style(RGBColor(120, 120, 120))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 14))
-        .x_desc(&x.title)
-        .y_desc(&y.title)
-        // All of our ticks, and no more.
-        .x_labels(x.ticks.len())
-        .y_labels(y.ticks.len())
-        .draw()?;
+    let mut chart = framed(&root, x, y)?;
     let mut colour = COLOURS.iter().cycle();
     let mut current = COLOURS[0];
     for line in lines {
@@ -242,17 +289,57 @@ fn draw(
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
     }
     if lines.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .margin(8)
-            .legend_area_size(28)
-            .label_font(("sans-serif", 14))
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .draw()?;
+        with_legend(&mut chart)?;
     }
     root.present()?;
+    Ok(())
+}
+
+/// A drawing area with both axes.
+type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
+
+/// Lays out the axes and their mesh.
+fn framed<'a>(
+    root: &DrawingArea<SVGBackend<'a>, Shift>,
+    x: &Axis,
+    y: &Axis,
+) -> Result<Chart<'a>, Box<dyn std::error::Error>> {
+    let mut chart = ChartBuilder::on(root)
+        .margin(12)
+        .margin_right(36)
+        .x_label_area_size(48)
+        .y_label_area_size(76)
+        .build_cartesian_2d(x.clone(), y.clone())
+        .map_err(|error| error.to_string())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(RGBColor(215, 215, 215))
+        .axis_style(RGBColor(120, 120, 120))
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 14))
+        .x_desc(&x.title)
+        .y_desc(&y.title)
+        // All of our ticks, and no more.
+        .x_labels(x.ticks.len())
+        .y_labels(y.ticks.len())
+        .draw()
+        .map_err(|error| error.to_string())?;
+    Ok(chart)
+}
+
+/// Names the series.
+fn with_legend(chart: &mut Chart<'_>) -> Result<(), Box<dyn std::error::Error>> {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(8)
+        .legend_area_size(28)
+        .label_font(("sans-serif", 14))
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(200, 200, 200))
+        .draw()
+        .map_err(|error| error.to_string())?;
     Ok(())
 }
 
@@ -280,6 +367,17 @@ mod tests {
         assert!((1.9..=2.001).contains(&x), "{x}");
         assert!((y - log_of(Duration::from_millis(99))).abs() < 0.01, "{y}");
         assert!(curve.is_sorted_by(|one, other| one.0 < other.0 && one.1 <= other.1));
+    }
+
+    #[test]
+    fn every_bar_has_its_name_below_and_its_height_above() {
+        let names = ["snat".to_owned(), "pair".to_owned()];
+        let of = |label, heights: [f64; 2]| Bars { label, heights: heights.into() };
+        let series = [of("before", [12.3, 0.0]), of("after", [0.0, 0.0])];
+        let text = bars(&Axis::names(&names), &Axis::plain("lost", 0.0, 12.3, " %"), &series);
+        for part in ["snat", "pair", "12.3", "before", "after"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `nodens lab`
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -20,6 +21,7 @@ use crate::lab::{self, Family, Options, Way, shelter};
     after_help = "Examples:\n  \
         nodens lab\n  \
         nodens lab --scenario snat --topology bridge --rounds 20000\n  \
+        nodens lab --html report.html\n  \
         nodens lab --json > report.json\n  \
         nodens lab --keep --topology routed"
 )]
@@ -57,6 +59,9 @@ pub(super) struct Lab {
     /// Write JSON
     #[arg(long)]
     json: bool,
+    /// Write a page with plots, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Build the first topology with nodens, say how to enter each namespace, and wait for Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -145,15 +150,11 @@ impl Lab {
         if self.keep {
             return self.keep();
         }
-        let is_terminal = io::stderr().is_terminal();
-        let report = lab::run(&self.options(), &mut |line| {
-            if is_terminal {
-                // Nobody is left to be told when stderr is closed.
-                let _ = write!(io::stderr(), "\r\x1b[K{line}");
-            }
-        })?;
-        if is_terminal {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+        // Before the work: a place that cannot be written is told at once.
+        let page = self.html.as_ref().map(std::fs::File::create).transpose()?;
+        let report = lab::run(&self.options())?;
+        if let Some(mut page) = page {
+            page.write_all(lab::page::html(&report).as_bytes())?;
         }
         print(&match self.json {
             true => serde_json::to_string_pretty(&report).map_err(io::Error::from)? + "\n",

@@ -2,7 +2,8 @@
 //!
 //! [`shelter`] is where it lives, so that it goes with the command. [`topology`] wires pods, node and
 //! cluster DNS; `rules` are those of kube-proxy; `authority` is the cluster DNS; [`scenario`] is
-//! what pods do (`race`, `steady`, `stream`), [`report`] what came of it, `timeline` when. It never touches the namespace that it was started in.
+//! what pods do (`race`, `steady`, `stream`), [`report`] what came of it, `timeline` when,
+//! [`page`] the same with plots. It never touches the namespace that it was started in.
 
 mod authority;
 mod conntrack;
@@ -10,6 +11,7 @@ mod daemon;
 mod leftovers;
 mod namespace;
 mod net;
+pub mod page;
 mod race;
 pub mod report;
 mod rules;
@@ -42,6 +44,7 @@ use self::scenario::{Course, NAMES, Scenario};
 use self::sockets::Overruns;
 use self::steady::Event;
 use self::topology::Topology;
+use crate::bench::progress::Progress;
 use crate::clock;
 use crate::dns::Qtype;
 use crate::dns::name::Name;
@@ -55,6 +58,8 @@ use crate::stub::{self, Ask, AskError, Carrier};
 const DRIVER: [u8; 4] = [10, 244, 0, 200];
 /// Between the start of the threads and the first query.
 const LEAD: Duration = Duration::from_millis(200);
+/// Steps of progress in one run.
+const STEPS: u64 = 100;
 /// How often a stub resolver asks.
 const TRIES: u32 = 2;
 
@@ -108,17 +113,25 @@ pub enum LabError {
     Aim(io::Error),
 }
 
-/// Runs everything; `progress` hears what is being done.
+/// Runs everything, and shows on stderr how far it is.
 ///
 /// # Errors
 /// The first thing that the kernel refuses, or a daemon that does not come up.
-pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report, LabError> {
+pub fn run(options: &Options) -> Result<Report, LabError> {
     let mut rows = Vec::new();
-    for run in runs(options) {
+    let runs = runs(options);
+    let all = u64::try_from(runs.len()).unwrap_or(u64::MAX).saturating_mul(STEPS);
+    let mut progress = Progress::start(all, false);
+    for (done, run) in (0..all).step_by(STEPS as usize).zip(runs) {
+        progress.show(done, &format!("{run}: wiring"), clock::now());
         // A new one each time: scenarios leave it changed.
         let lab = Lab::build(run.topology, run.scenario, run.with_nodens.then_some(options.way))?;
-        rows.push(lab.measure(&run, options, progress)?);
+        let show = |part: u64, message: &str| {
+            progress.show(done + part.min(STEPS - 1), message, clock::now());
+        };
+        rows.push(lab.measure(&run, options, show)?);
     }
+    progress.finish();
     let timeout_ms = u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX);
     Ok(Report { kernel: kernel(), way: options.way, timeout_ms, rows })
 }
@@ -254,7 +267,7 @@ impl Lab {
         &self,
         run: &Run,
         options: &Options,
-        progress: &mut dyn FnMut(&str),
+        mut progress: impl FnMut(u64, &str),
     ) -> Result<Row, LabError> {
         let course = self.course(run, options);
         warm_up(&self.net.pods, course.server)?;
@@ -270,7 +283,9 @@ impl Lab {
         let tcp = scenario::run(&course, &self.net.pods, &act, |outcome| {
             sum.add(self.scenario, outcome);
             if sum.queries.is_multiple_of(500) {
-                progress(&format!("{run}: {} queries, {} lost", sum.queries, sum.lost));
+                // Some scenarios ask twice in a round.
+                let part = sum.queries * STEPS / course.rounds.saturating_mul(2).max(1);
+                progress(part, &format!("{run}: {} queries, {} lost", sum.queries, sum.lost));
             }
         })?;
         let after = (Counters::read(node)?, Overruns::read(&self.net)?);

@@ -19,6 +19,16 @@ pub enum Family {
     V6,
 }
 
+impl Family {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
 /// Both versions of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dual {

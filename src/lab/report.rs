@@ -16,6 +16,7 @@ use super::timeline::{Diary, Happening, Timeline};
 use super::topology::Topology;
 use super::{Run, Way};
 use crate::bench::Latencies;
+use crate::bench::plot::curve;
 use crate::dns::Rcode;
 use crate::stub::pair::Outcome;
 
@@ -57,6 +58,9 @@ pub struct Row {
     pub timeline: Option<Timeline>,
     /// What the killed daemon left on the node (`kill`).
     pub left_behind: Option<Leftovers>,
+    /// The percentile curve of latencies, as plots draw it.
+    #[serde(skip)]
+    pub curve: Vec<(f64, f64)>,
 }
 
 /// Everything that was run.
@@ -162,6 +166,7 @@ impl Sum {
             tcp: None,
             timeline,
             left_behind: None,
+            curve: curve(&self.latencies),
         }
     }
 }
@@ -172,7 +177,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The columns with their widths.
-const COLUMNS: [(&str, usize); 21] = [
+pub(super) const COLUMNS: [(&str, usize); 21] = [
     ("topology", 8),
     ("scenario", 8),
     ("family", 6),
@@ -197,7 +202,7 @@ const COLUMNS: [(&str, usize); 21] = [
 ];
 
 /// What the columns mean.
-const LEGEND: &str = "\
+pub(super) const LEGEND: &str = "\
 q/s       queries that really left in a second
 lost      datagrams without a response within the stub resolver's timeout; it then asks again
 failed    responses that say that something failed: SERVFAIL, REFUSED
@@ -214,7 +219,7 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
-    fn cells(&self) -> [String; 21] {
+    pub(super) fn cells(&self) -> [String; 21] {
         let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
@@ -222,15 +227,11 @@ impl Row {
         let counted = |read: fn(&Counters) -> u64| {
             self.conntrack.as_ref().map_or("?".to_owned(), |counters| read(counters).to_string())
         };
-        let family = match self.family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
         let side = if self.with_nodens { "with" } else { "without" };
         [
             word(&self.topology),
             word(&self.scenario),
-            family.to_owned(),
+            self.family.as_str().to_owned(),
             side.to_owned(),
             self.queries.to_string(),
             format!("{:.0}", self.rate),
@@ -272,13 +273,18 @@ impl fmt::Display for Report {
         for row in &self.rows {
             write(f, &row.cells())?;
         }
-        self.rows.iter().try_for_each(|row| row.write_story(f))?;
+        for row in &self.rows {
+            let Some(story) = row.story() else { continue };
+            let [topology, scenario, family, side, ..] = row.cells();
+            writeln!(f, "\n{topology} {scenario} {family} {side} nodens:")?;
+            story.lines().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
         write!(f, "\n{LEGEND}")
     }
 }
 
 /// How queries reach nodens, for people.
-fn told(way: Way) -> &'static str {
+pub(super) fn told(way: Way) -> &'static str {
     match way {
         Way::Takeover => "at the cluster DNS address itself, in takeover mode",
         Way::Bind => {
@@ -287,47 +293,33 @@ fn told(way: Way) -> &'static str {
     }
 }
 
-/// What was done, for people.
-fn deed(event: Event) -> &'static str {
-    match event {
-        Event::Kill => "SIGKILL",
-        Event::Stop => "SIGSTOP",
-        Event::Continue => "SIGCONT",
-        Event::Upgrade => "a second instance starts, then the first one gets SIGTERM",
-        Event::RemoveServer => "a cluster DNS server goes",
-        Event::TranslateToOthers => "kube-proxy has heard of it",
-        Event::MakeDriver(_) => "a driver's Service is made",
-        Event::RemoveDriver(_) => "a driver's Service is deleted",
-    }
-}
-
 impl Row {
-    /// Writes what happened in the course of it, a line for each event, where anything did.
-    fn write_story(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(timeline) = self.timeline.as_ref().filter(|_| self.is_eventful()) else {
-            return Ok(());
-        };
-        let [topology, scenario, family, side, ..] = self.cells();
-        writeln!(f, "\n{topology} {scenario} {family} {side} nodens:")?;
+    /// What happened in the course of it, a line for each event; `None` where nothing did.
+    pub(super) fn story(&self) -> Option<String> {
+        let timeline = self.timeline.as_ref().filter(|_| self.is_eventful())?;
+        let mut text = String::new();
         for Happening { event, at_ms, lost, settled_ms } in &timeline.events {
-            let deed = deed(*event);
-            writeln!(f, "  at {at_ms} ms {deed}: {lost} lost, all well {settled_ms:.0} ms later")?;
+            let deed = event.as_str();
+            text +=
+                &format!("at {at_ms} ms {deed}: {lost} lost, all well {settled_ms:.0} ms later\n");
         }
         if let Some(TcpSum { connections, queries, broken, closed, refused }) = self.tcp {
-            write!(
-                f,
-                "  {connections} TCP connections: {queries} queries, {broken} cut off before "
-            )?;
-            writeln!(f, "the response, {closed} closed while idle, {refused} refused")?;
+            text += &format!(
+                "{connections} TCP connections: {queries} queries, {broken} cut off before the response, \
+                 {closed} closed while idle, {refused} refused\n"
+            );
         }
         if let Some(Leftovers { tables, addresses }) = &self.left_behind {
-            writeln!(f, "  left behind: tables {tables:?}, addresses {addresses:?}")?;
+            let tables: Vec<_> = tables.iter().map(String::as_str).collect();
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let (tables, addresses) = (tables.join(", "), addresses.join(", "));
+            text += &format!("left behind: tables: {tables}; addresses: {addresses}\n");
         }
-        Ok(())
+        Some(text)
     }
 
     /// Tells whether what happened concerned anybody: without nodens nobody is killed.
-    fn is_eventful(&self) -> bool {
+    pub(super) fn is_eventful(&self) -> bool {
         self.with_nodens || self.scenario == Scenario::Churn
     }
 }

@@ -60,6 +60,29 @@ impl Scenario {
         Self::Upgrade,
     ];
 
+    /// What pods do in it, for people.
+    pub(super) fn as_sentence(self) -> &'static str {
+        match self {
+            Self::Pair => "A and AAAA at the same instant from one socket, a new socket each time.",
+            Self::Snat => "Two pods ask at the same instant from the same source port.",
+            Self::Churn => {
+                "A cluster DNS server goes, and another one comes, while pods keep asking."
+            }
+            Self::Spark => {
+                "50 executors ask at once for a driver's Service before, while and after it exists."
+            }
+            Self::Hdfs => {
+                "20 pods ask at once for the forward and reverse names of 100 data nodes."
+            }
+            Self::Mixed => {
+                "200 pods with search lists and ndots:5 ask for names inside and outside."
+            }
+            Self::Kill => "nodens gets SIGKILL under load.",
+            Self::Stop => "nodens gets SIGSTOP under load, and SIGCONT later.",
+            Self::Upgrade => "A second nodens starts under load, and the first one gets SIGTERM.",
+        }
+    }
+
     /// How many pods it takes.
     pub(super) fn pods(self) -> u8 {
         match self {

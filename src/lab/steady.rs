@@ -53,6 +53,22 @@ pub enum Event {
     RemoveDriver(u64),
 }
 
+impl Event {
+    /// What was done, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kill => "SIGKILL",
+            Self::Stop => "SIGSTOP",
+            Self::Continue => "SIGCONT",
+            Self::Upgrade => "a second instance starts, then the first one gets SIGTERM",
+            Self::RemoveServer => "a cluster DNS server goes",
+            Self::TranslateToOthers => "kube-proxy has heard of it",
+            Self::MakeDriver(_) => "a driver's Service is made",
+            Self::RemoveDriver(_) => "a driver's Service is deleted",
+        }
+    }
+}
+
 /// One lookup: names in the order of the search list, the first that exists ends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shot {
