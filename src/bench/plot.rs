@@ -246,7 +246,7 @@ fn draw_bars(
         };
         chart.draw_series(bars.heights.iter().enumerate().map(height))?;
     }
-    with_legend(&mut chart)?;
+    with_legend(&mut chart, SeriesLabelPosition::UpperRight)?;
     root.present()?;
     Ok(())
 }
@@ -289,7 +289,7 @@ fn draw(
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
     }
     if lines.len() > 1 {
-        with_legend(&mut chart)?;
+        with_legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     }
     root.present()?;
     Ok(())
@@ -329,10 +329,13 @@ fn framed<'a>(
 }
 
 /// Names the series.
-fn with_legend(chart: &mut Chart<'_>) -> Result<(), Box<dyn std::error::Error>> {
+fn with_legend(
+    chart: &mut Chart<'_>,
+    place: SeriesLabelPosition,
+) -> Result<(), Box<dyn std::error::Error>> {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(place)
         .margin(8)
         .legend_area_size(28)
         .label_font(("sans-serif", 14))

@@ -65,6 +65,9 @@ pub(super) struct Lab {
     /// Build the first topology with nodens, say how to enter each namespace, and wait for Ctrl-C
     #[arg(long)]
     keep: bool,
+    /// A program that is the cluster DNS in place of our own, for tests; LAB_ADDRESSES says where it listens
+    #[arg(long, hide = true, value_name = "PROGRAM")]
+    cluster_dns: Option<String>,
     /// Set by the command itself when it runs inside its namespaces
     #[arg(long, hide = true)]
     inside: bool,
@@ -178,11 +181,13 @@ impl Lab {
         let options = self.options();
         let first = (options.topologies.first(), options.scenarios.first());
         let (Some(topology), Some(scenario)) = first else { return Ok(()) };
-        let (lab, text) = lab::keep(*topology, *scenario, options.way)?;
+        let (lab, text) = lab::keep(*topology, *scenario, &options)?;
         print(&(text + "Ctrl-C takes the lab down\n"))?;
-        std::thread::park();
-        drop(lab);
-        Ok(())
+        let _lab = lab;
+        loop {
+            // It returns for no reason at times.
+            std::thread::park();
+        }
     }
 
     /// What the flags ask for.
@@ -228,6 +233,7 @@ impl Lab {
             },
             way: self.intercept.into(),
             repeat: self.repeat,
+            cluster_dns: self.cluster_dns.clone(),
             rounds: self.rounds,
             rate: self.rate,
             seed: self.seed,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::LabError;
+use super::endpoints::Endpoints;
 use super::namespace::Namespace;
-use super::net::{CLUSTER_DNS, DNS, Dual};
+use super::net::{CLUSTER_DNS, Dual};
 use crate::clock;
 
 /// How long the daemon may take until it claims queries.
@@ -56,7 +57,7 @@ pub(super) enum Signal {
 impl Daemon {
     /// Starts a daemon on a node and waits until it takes what is asked of the cluster DNS address.
     ///
-    /// `number` tells several on one node apart.
+    /// `number` tells several on one node apart; `below` answers 169.254.20.10 when nodens does not.
     ///
     /// # Errors
     /// When it does not start, or does not claim in time.
@@ -64,15 +65,13 @@ impl Daemon {
         node: &Namespace,
         number: u16,
         way: Way,
-        servers: &[Dual],
+        (endpoints, below): (&Endpoints, &[Dual]),
     ) -> Result<Self, LabError> {
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 9253 + number));
         let mut command = Command::new("/proc/self/exe");
         command.args(["run", "--config", "/dev/null", "--log-level", "warn", "--take-over"]);
         command.args(["--intercept", way.as_str(), "--admin", &admin.to_string()]);
-        for server in servers {
-            command.args(["--upstream", &SocketAddr::from((server.v4, DNS)).to_string()]);
-        }
+        command.args(["--upstream", &endpoints.upstream()]);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("NODENS_") {
                 command.env_remove(name);
@@ -80,7 +79,7 @@ impl Daemon {
         }
         let [v4, v6] = CLUSTER_DNS.both();
         command.env("NODENS_INTERCEPT__ADDRESSES", format!("{v4},{v6},169.254.20.10"));
-        let fallback = servers.iter().flat_map(|server| server.sockets());
+        let fallback = below.iter().flat_map(|server| server.sockets());
         let fallback: Vec<_> = fallback.map(|at| at.to_string()).collect();
         command.env("NODENS_INTERCEPT__FALLBACK", fallback.join(","));
         // The file system is everybody's: no socket in it.

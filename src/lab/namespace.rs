@@ -85,11 +85,16 @@ impl Namespace {
         })
     }
 
-    /// How somebody outside enters: a path for `nsenter --net=`.
-    pub(super) fn path(&self) -> String {
+    /// The command with which somebody outside enters.
+    pub(super) fn entrance(&self) -> String {
         // /proc is that of the outside, so the link names the pid that people see.
         let pid = fs::read_link("/proc/self").unwrap_or_default();
-        format!("/proc/{}/fd/{}", pid.display(), self.file.as_raw_fd())
+        let (pid, descriptor) = (pid.display(), self.file.as_raw_fd());
+        let user = match is_in_user_namespace() {
+            true => format!("--user=/proc/{pid}/ns/user --preserve-credentials "),
+            false => String::new(),
+        };
+        format!("nsenter {user}--net=/proc/{pid}/fd/{descriptor}")
     }
 }
 
@@ -97,6 +102,12 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Tells whether root here is somebody else outside.
+fn is_in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 /// Runs `work` on a thread of its own, whose namespace is then its own affair.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::report::{COLUMNS, LEGEND, Report, Row, told};
+use super::scenario::Scenario;
 use super::timeline::Timeline;
 use crate::bench::page::{Section, page};
 use crate::bench::plot::{Axis, Bars, Line, bars, svg};
@@ -49,8 +50,11 @@ fn in_short(report: &Report) -> Section {
         let text = format!(
             "{name}, {side}: {lost} of {queries} queries lost, {stalls} waited a second or longer."
         );
-        // A killed daemon loses what it had in hand; whoever waits for that has been told so below.
-        section = section.news(lost == 0 && stalls == 0, &text);
+        section = match row.scenario {
+            // Whoever kills or stops a daemon loses what it has in hand: neither good news nor bad.
+            Scenario::Kill | Scenario::Stop => section.text(&text),
+            _ => section.news(lost == 0 && stalls == 0, &text),
+        };
     }
     section
 }
@@ -76,7 +80,8 @@ fn losses(report: &Report) -> Section {
             heights: names.iter().map(|name| share(side, name, count)).collect(),
         });
         let heights = series.iter().flat_map(|bars| bars.heights.iter().copied());
-        let most = heights.fold(1.0, f64::max);
+        // Room above for the legend.
+        let most = heights.fold(1.0, f64::max) * 1.3;
         bars(&Axis::names(&names), &Axis::plain(title, 0.0, most, " %"), &series)
     };
     Section::new("Lost queries, and those that waited")

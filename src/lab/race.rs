@@ -54,6 +54,8 @@ fn fire_all(course: &Course, basket: &Basket, gate: &Arc<Gate>) -> Result<(), La
             false => (port(turn), &[Qtype::A][..]),
         };
         let salvo = course.aim(&service(turn), port, qtypes)?;
+        // A race that begins late is a race all the same: the rounds after it move, none catches up.
+        intended = intended.max(clock::now());
         match &second {
             Some(second) => basket.put(second.fire(salvo, intended, round)),
             None => {

@@ -13,7 +13,8 @@ use thiserror::Error;
 
 /// Which kind of namespace, for the errors.
 const MEND: &str = "run it as root, or allow unprivileged user namespaces (sysctl \
-    kernel.apparmor_restrict_unprivileged_userns=0 or kernel.unprivileged_userns_clone=1; in a container \
+    kernel.apparmor_restrict_unprivileged_userns=0, kernel.unprivileged_userns_clone=1, or a larger \
+    user.max_user_namespaces; in a container \
     a seccomp profile that lets unshare through, or --privileged)";
 
 /// Why there is no shelter.

@@ -3,13 +3,12 @@
 //! A schedule says which query leaves when, and from which pod; a few threads go from namespace to
 //! namespace and send.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::LabError;
-use super::net::Host;
+use super::net::{Dual, Host};
 use super::scenario::{Course, Scenario, service};
 use crate::clock;
 use crate::dns::Qtype;
@@ -84,10 +83,11 @@ pub(super) fn driver(job: u64) -> String {
 }
 
 /// The name and the address of a data node.
-pub(super) fn data_node(number: u64) -> (String, IpAddr) {
+pub(super) fn data_node(number: u64) -> (String, Dual) {
     let host = u8::try_from(number % DATA_NODES).unwrap_or_default();
     let name = format!("dn-{host}.hdfs.default.svc.cluster.local");
-    (name, IpAddr::from([10, 244, 9, host]))
+    let v6 = [0xfd00, 0x10, 0x244, 9, 0, 0, 0, u16::from(host)];
+    (name, Dual::new([10, 244, 9, host], v6))
 }
 
 /// Fires the whole schedule, and lets happen what shall happen; returns when the last has left.
@@ -153,14 +153,14 @@ fn shots(course: &Course) -> u64 {
     }
 }
 
-/// Queries in the life of one Spark job.
+/// Lookups in the life of one Spark job.
 fn per_job() -> u64 {
     u64::from(Scenario::Spark.pods()) * ASKS
 }
 
-/// Queries when a Hadoop job starts: every pod asks for every data node's name and address.
+/// Lookups when a Hadoop job starts: every pod asks for every data node's name and both addresses.
 fn per_restart() -> u64 {
-    u64::from(Scenario::Hdfs.pods()) * DATA_NODES * 2
+    u64::from(Scenario::Hdfs.pods()) * DATA_NODES * 3
 }
 
 /// A count as a factor of durations.
@@ -171,30 +171,29 @@ fn times(number: u64) -> u32 {
 /// One shot of the schedule.
 fn shot(course: &Course, number: u64) -> Shot {
     let turn = course.seed.wrapping_add(number);
-    let a: &'static [Qtype] = &[Qtype::A];
+    let both: &[Qtype] = &[Qtype::A, Qtype::AAAA];
+    let pointer: &[Qtype] = &[Qtype::PTR];
     let even = course.interval * times(number);
     match course.scenario {
         Scenario::Spark => {
             let (job, ask) = (number / per_job(), number % per_job());
             let executors = u64::from(Scenario::Spark.pods());
             let after = JOB * times(job) + ASK * times(ask / executors);
-            Shot { after, pod: ask % executors, qnames: vec![driver(job)], qtypes: a }
+            Shot { after, pod: ask % executors, qnames: vec![driver(job)], qtypes: both }
         }
         Scenario::Hdfs => {
             let (restart, ask) = (number / per_restart(), number % per_restart());
-            let (pod, what) = (ask / (DATA_NODES * 2), ask % (DATA_NODES * 2));
-            let (name, address) = data_node(what / 2);
-            let (qname, qtypes) = match what % 2 {
-                0 => (name, a),
-                _ => (reverse_name(address).to_string(), &[Qtype::PTR][..]),
+            let (pod, what) = (ask / (DATA_NODES * 3), ask % (DATA_NODES * 3));
+            let (name, addresses) = data_node(what / 3);
+            let (qname, qtypes) = match what % 3 {
+                0 => (name, both),
+                1 => (reverse_name(addresses.v4.into()).to_string(), pointer),
+                _ => (reverse_name(addresses.v6.into()).to_string(), pointer),
             };
             Shot { after: RESTART * times(restart), pod, qnames: vec![qname], qtypes }
         }
-        Scenario::Mixed => {
-            let qtypes = &[Qtype::A, Qtype::AAAA];
-            Shot { after: even, pod: turn, qnames: search_list(turn), qtypes }
-        }
-        _ => Shot { after: even, pod: turn, qnames: vec![service(turn)], qtypes: a },
+        Scenario::Mixed => Shot { after: even, pod: turn, qnames: search_list(turn), qtypes: both },
+        _ => Shot { after: even, pod: turn, qnames: vec![service(turn)], qtypes: &[Qtype::A] },
     }
 }
 
@@ -287,11 +286,13 @@ mod tests {
     fn every_pod_asks_for_every_data_node_forward_and_back_at_once() {
         let course = course(Scenario::Hdfs);
         let all: Vec<_> = (0..shots(&course)).map(|number| shot(&course, number)).collect();
-        assert_eq!(all.len(), 4000);
+        assert_eq!(all.len(), 6000);
         assert!(all.iter().all(|shot| shot.after == Duration::ZERO));
         let of_pod: Vec<_> = all.iter().filter(|shot| shot.pod == 19).collect();
-        assert_eq!(of_pod.len(), 200);
+        assert_eq!(of_pod.len(), 300);
+        assert_eq!(of_pod[0].qtypes, [Qtype::A, Qtype::AAAA]);
         assert_eq!(of_pod[1].qnames, ["0.9.244.10.in-addr.arpa."]);
+        assert!(of_pod[2].qnames[0].ends_with(".4.4.2.0.0.1.0.0.0.0.d.f.ip6.arpa."));
     }
 
     #[test]
