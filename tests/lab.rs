@@ -171,14 +171,19 @@ fn overruns(row: &Value) -> u64 {
 #[test]
 fn a_killed_daemon_loses_what_is_in_flight_and_leaves_the_net_below_and_addresses() {
     let _alone = alone();
-    for row in repeat("kill", "50", "ipv6").unwrap_or_default() {
+    let Some(rows) = repeat("kill", "50", "ipv6") else { return };
+    let mut lost = Vec::new();
+    for row in rows {
         let [kill] = row["timeline"]["events"].as_array().expect("events").as_slice() else {
             panic!("one event: {row}")
         };
         eprintln!("{} queries/s: {kill}, {} lost", row["rate"], row["lost"]);
-        // What is in flight is what 50 ms bring, on a machine whose kernel takes so long to end a process.
-        let in_flight = number(&row["queries"]) / 3 / 20;
-        assert!(number(&row["lost"]) <= in_flight + overruns(&row), "{row}");
+        let second = number(&row["queries"]) / 3;
+        let in_flight = number(&kill["in_flight"]) + overruns(&row);
+        let beyond = number(&row["lost"]).saturating_sub(in_flight);
+        // On a starved machine the kernel takes its time to end a process; after a second it is open anyway.
+        assert!(beyond <= second, "{row}");
+        lost.push(beyond * 1000 / second);
         assert_eq!((&row["given_up"], &row["failed"]), (&0.into(), &0.into()), "{row}");
         let last = |side: &str| {
             let steps = row["timeline"][side].as_array().expect("steps");
@@ -187,6 +192,9 @@ fn a_killed_daemon_loses_what_is_in_flight_and_leaves_the_net_below_and_addresse
         assert!(last("cluster") > 0 && last("nodens") == 0, "the cluster DNS answers: {row}");
         assert_eq!(row["left_behind"]["tables"], serde_json::json!(["nodens-below"]), "{row}");
     }
+    // Half of the kills at least take nothing but what is in flight, and what comes in 20 ms.
+    lost.sort_unstable();
+    assert!(lost.get(lost.len() / 2).is_some_and(|median_ms| *median_ms <= 20), "{lost:?}");
 }
 
 #[test]

@@ -298,10 +298,11 @@ impl Row {
     pub(super) fn story(&self) -> Option<String> {
         let timeline = self.timeline.as_ref().filter(|_| self.is_eventful())?;
         let mut text = String::new();
-        for Happening { event, at_ms, lost, settled_ms } in &timeline.events {
+        for Happening { event, at_ms, in_flight, lost, settled_ms } in &timeline.events {
             let deed = event.as_str();
-            text +=
-                &format!("at {at_ms} ms {deed}: {lost} lost, all well {settled_ms:.0} ms later\n");
+            text += &format!(
+                "at {at_ms} ms {deed}: {in_flight} in flight, {lost} lost, all well {settled_ms:.0} ms later\n"
+            );
         }
         if let Some(TcpSum { connections, queries, broken, closed, refused }) = self.tcp {
             text += &format!(

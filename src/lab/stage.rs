@@ -21,7 +21,7 @@ use crate::dns::Qtype;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::stub::pair::Patience;
-use crate::stub::{self, Ask, Carrier};
+use crate::stub::{self, Ask, AskError, Carrier};
 
 /// The address of every Spark driver.
 const DRIVER: Dual = Dual::new([10, 244, 0, 250], [0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0x250]);
@@ -196,11 +196,22 @@ fn warm_up(pods: &[net::Host], server: SocketAddr) -> Result<(), LabError> {
     let (timeout, tries) = (Duration::from_millis(250), 40);
     let question = Ask { server, query, carrier: Carrier::Udp, timeout, tries };
     for pod in pods {
-        pod.namespace.run(|| Ok(stub::ask(&question).map(drop)?))?;
+        pod.namespace.run(|| Ok(ask_until_heard(&question)?))?;
     }
     // By chance one server may have answered all of them: a few more meet the other one too.
     let Some(first) = pods.first() else { return Ok(()) };
-    first.namespace.run(|| Ok((0..8).try_for_each(|_| stub::ask(&question).map(drop))?))
+    first.namespace.run(|| Ok((0..8).try_for_each(|_| ask_until_heard(&question))?))
+}
+
+/// Asks until somebody answers: a server that has just been started may not listen yet.
+fn ask_until_heard(question: &Ask) -> Result<(), AskError> {
+    for _ in 0..question.tries {
+        match stub::ask(question) {
+            Err(AskError::Refused { .. }) => std::thread::sleep(question.timeout),
+            asked => return asked.map(drop),
+        }
+    }
+    Err(AskError::Refused { server: question.server })
 }
 
 /// The zone with the Services that pods ask for.

@@ -36,6 +36,8 @@ pub struct Happening {
     pub event: Event,
     /// Since the first query.
     pub at_ms: u64,
+    /// Queries that had left and were not answered when it happened.
+    pub in_flight: u64,
     /// Queries that lost a datagram and left after it (or up to 100 ms before) and before the next event.
     pub lost: u64,
     /// The last query that was lost, slow, or answered by the wrong side left so long after it.
@@ -54,7 +56,16 @@ enum Fate {
 /// Outcomes and events as they come.
 pub(super) struct Diary {
     start: Instant,
-    fates: Vec<(Duration, Fate)>,
+    fates: Vec<Told>,
+}
+
+/// One query.
+struct Told {
+    /// When it left.
+    left: Duration,
+    /// How long its stub resolver waited.
+    waited: Duration,
+    fate: Fate,
 }
 
 impl Diary {
@@ -74,14 +85,16 @@ impl Diary {
         };
         // When it really left: a load that is late must not move its losses before an event.
         let left = outcome.intended + outcome.late;
-        self.fates.push((left.saturating_duration_since(self.start), fate));
+        let left = left.saturating_duration_since(self.start);
+        let waited = outcome.waited().unwrap_or(Duration::MAX);
+        self.fates.push(Told { left, waited, fate });
     }
 
     /// Puts everything in order.
     pub(super) fn into_timeline(self, events: &[(Instant, Event)]) -> Timeline {
         let mut timeline = Timeline { step_ms: millis(STEP), ..Timeline::default() };
-        for (after, fate) in &self.fates {
-            let step = usize::try_from(after.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX);
+        for Told { left, fate, .. } in &self.fates {
+            let step = usize::try_from(left.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX);
             let steps = [
                 (Fate::Nodens, &mut timeline.nodens),
                 (Fate::Cluster, &mut timeline.cluster),
@@ -111,8 +124,12 @@ impl Diary {
     fn happening(&self, event: Event, at: Duration, until: Duration) -> Happening {
         let early = at.saturating_sub(FLIGHT);
         let ends = until.saturating_sub(FLIGHT);
-        let in_time = |after: &&(Duration, Fate), from, to| (from..to).contains(&after.0);
-        let lost = |one: &&(Duration, Fate)| one.1 == Fate::Lost && in_time(one, early, ends);
+        let is_lost = |told: &&Told| told.fate == Fate::Lost && (early..ends).contains(&told.left);
+        let is_in_flight =
+            |told: &&Told| told.left < at && told.left.saturating_add(told.waited) > at;
+        let count = |claim: &dyn Fn(&&Told) -> bool| {
+            u64::try_from(self.fates.iter().filter(claim).count()).unwrap_or(u64::MAX)
+        };
         let expected = match event {
             Event::Kill | Event::Stop => Some(Fate::Cluster),
             Event::Continue | Event::Upgrade => Some(Fate::Nodens),
@@ -122,13 +139,14 @@ impl Diary {
             Some(expected) => fate != expected,
             None => matches!(fate, Fate::Lost | Fate::Slow),
         };
-        let wrong = self.fates.iter().filter(|one| is_wrong(one.1) && in_time(one, at, until));
-        let last = wrong.map(|(after, _)| *after).max();
+        let wrong = self.fates.iter().filter(|told| is_wrong(told.fate));
+        let last = wrong.map(|told| told.left).filter(|left| (at..until).contains(left)).max();
         let settled = last.map_or(Duration::ZERO, |last| last - at);
         Happening {
             event,
             at_ms: millis(at),
-            lost: u64::try_from(self.fates.iter().filter(lost).count()).unwrap_or(u64::MAX),
+            in_flight: count(&is_in_flight),
+            lost: count(&is_lost),
             settled_ms: settled.as_secs_f64() * 1000.0,
         }
     }
@@ -164,7 +182,8 @@ mod tests {
         let timeline = diary.into_timeline(&[(at(200), Event::Stop), (at(390), Event::Continue)]);
         let [stop, go_on] = &timeline.events[..] else { panic!("two events") };
         assert_eq!((stop.at_ms, stop.lost, go_on.lost), (200, 3, 0));
-        assert!((stop.settled_ms - 2.0).abs() < 0.1, "{stop:?}");
+        // The lost are waited for; what left 1 ms before is answered.
+        assert_eq!((stop.in_flight, go_on.in_flight), (0, 3));
         assert!((go_on.settled_ms - 9.0).abs() < 0.1, "{go_on:?}");
         assert_eq!(timeline.lost, [0, 0, 0, 0, 3, 0, 0, 0, 0, 0]);
         assert_eq!(timeline.cluster, [0, 0, 0, 0, 47, 50, 50, 50, 0, 0]);
