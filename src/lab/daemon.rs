@@ -17,6 +17,8 @@ use crate::clock;
 const START: Duration = Duration::from_secs(15);
 /// Patience with its admin address.
 const ADMIN: Duration = Duration::from_secs(1);
+/// The metric that counts how often it fell open.
+const LAPSES: &str = "nodens_intercept_lapses_total ";
 /// The metric that says that queries are taken.
 const CLAIMING: &str = "\nnodens_intercept_claiming 1";
 
@@ -43,6 +45,7 @@ impl Way {
 /// A running daemon; it is killed when this is dropped.
 pub(super) struct Daemon {
     child: Child,
+    admin: SocketAddr,
 }
 
 /// What can be done to a daemon.
@@ -86,15 +89,15 @@ impl Daemon {
         command.env("NODENS_ADMIN__SOCKET", "").stdin(Stdio::null()).stdout(Stdio::null());
         // A child begins in the namespace of the thread that starts it.
         let child = node.run(|| command.spawn().map_err(LabError::Daemon))?;
-        let mut daemon = Self { child };
-        node.run(|| daemon.await_claim(admin))?;
+        let mut daemon = Self { child, admin };
+        node.run(|| daemon.await_claim())?;
         Ok(daemon)
     }
 
     /// Reads the metrics until they say that queries are taken.
-    fn await_claim(&mut self, admin: SocketAddr) -> Result<(), LabError> {
+    fn await_claim(&mut self) -> Result<(), LabError> {
         let deadline = clock::now() + START;
-        while !metrics(admin).is_ok_and(|text| text.contains(CLAIMING)) {
+        while !metrics(self.admin).is_ok_and(|text| text.contains(CLAIMING)) {
             if let Some(status) = self.child.try_wait().map_err(LabError::Daemon)? {
                 return Err(LabError::DaemonEnded(status));
             }
@@ -104,6 +107,16 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// How often it fell open because it was starved; `None` when it does not say, as the dead do not.
+    ///
+    /// # Errors
+    /// When the node cannot be entered.
+    pub(super) fn lapses(&self, node: &Namespace) -> Result<Option<u64>, LabError> {
+        let text = node.run(|| Ok(metrics(self.admin).ok()))?;
+        let lines = text.as_deref().unwrap_or_default().lines();
+        Ok(lines.filter_map(|line| line.strip_prefix(LAPSES)?.parse().ok()).next())
     }
 
     /// Sends it a signal.

@@ -52,6 +52,8 @@ pub struct Row {
     pub overruns: Overruns,
     /// Conntrack's entries on the node at the end.
     pub entries: Option<Entries>,
+    /// How often nodens fell open meanwhile; `null` where it is not asked, or dead.
+    pub lapses: Option<u64>,
     /// Of the scenarios that keep connections.
     pub tcp: Option<TcpSum>,
     /// What happened when, where it matters.
@@ -163,6 +165,7 @@ impl Sum {
             conntrack: None,
             overruns: Overruns::default(),
             entries: None,
+            lapses: None,
             tcp: None,
             timeline,
             left_behind: None,
@@ -177,7 +180,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The columns with their widths.
-pub(super) const COLUMNS: [(&str, usize); 21] = [
+pub(super) const COLUMNS: [(&str, usize); 22] = [
     ("topology", 8),
     ("scenario", 8),
     ("family", 6),
@@ -195,6 +198,7 @@ pub(super) const COLUMNS: [(&str, usize); 21] = [
     ("p99.9 ms", 8),
     ("late ms", 8),
     ("overrun", 7),
+    ("lapses", 6),
     ("ins.fail", 8),
     ("drop", 6),
     ("clash", 7),
@@ -211,6 +215,7 @@ stale     responses that contradict the cluster of the moment (spark): denied th
 p50 ...   milliseconds from the intended send time to the response (open loop)
 late      how much of p99 is the load's own: it sent so much later than intended
 overrun   datagrams dropped because a receive buffer was full (pods, cluster DNS, nodens): no race, but lost too
+lapses    how often nodens fell open, because it was stopped or starved of CPU: queries then take the ordinary path
 ins.fail  conntrack insert_failed on the node: a packet lost the race for its tuple and was dropped
 drop      conntrack drop on the node
 clash     conntrack clash_resolve on the node: a race that the kernel repaired
@@ -219,7 +224,7 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
-    pub(super) fn cells(&self) -> [String; 21] {
+    pub(super) fn cells(&self) -> [String; 22] {
         let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
@@ -246,6 +251,7 @@ impl Row {
             p999,
             millis(self.late_p99_us),
             (self.overruns.lab + self.overruns.node).to_string(),
+            self.lapses.map_or("-".to_owned(), |lapses| lapses.to_string()),
             counted(|counters| counters.insert_failed),
             counted(|counters| counters.drop),
             counted(|counters| counters.clash_resolve),
@@ -263,7 +269,7 @@ impl fmt::Display for Report {
                 // Words to the left, numbers to the right.
                 match index {
                     0..4 => write!(f, "{cell:<width$} ")?,
-                    20 => write!(f, "{cell:>width$}")?,
+                    21 => write!(f, "{cell:>width$}")?,
                     _ => write!(f, "{cell:>width$} ")?,
                 }
             }

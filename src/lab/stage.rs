@@ -176,8 +176,15 @@ impl Lab {
             entries: Entries::read(node, &pods)?,
             tcp,
             left_behind: self.left_behind()?,
+            lapses: self.lapses()?,
             ..sum.into_row(run, &events)
         })
+    }
+
+    /// How often the newest daemon fell open.
+    fn lapses(&self) -> Result<Option<u64>, LabError> {
+        let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.last().map_or(Ok(None), |daemon| daemon.lapses(self.net.node()))
     }
 
     /// What nodens left on the node when it was killed.
