@@ -302,7 +302,11 @@ fn a_kept_lab_can_be_entered_by_the_printed_line() {
 fn killing_the_command_leaves_no_process_and_no_namespace() {
     let _alone = alone();
     for signal in ["KILL", "INT"] {
-        let mut child = lab(&["--scenario", "snat", "--rounds", "1000000"])
+        // Whoever started us in the background may have made us deaf to Ctrl-C.
+        let mut child = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_nodens"), "lab"])
+            .args(["--scenario", "snat", "--rounds", "1000000"])
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
