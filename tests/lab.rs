@@ -149,20 +149,51 @@ fn another_servers_answers_go_through_the_same_races() {
     assert!(won, "no race in four attempts, or nodens starved in each");
 }
 
-/// How often something is done, and how fast queries come meanwhile.
-fn repeated(long: &'static str, family: &'static str) -> [&'static str; 8] {
-    match std::env::var_os("IT_LONG").is_some() {
-        true => ["--repeat", long, "--rate", "20000", "--family", "ipv4", "--family", "ipv6"],
-        false => ["--repeat", "3", "--rate", "2000", "--family", family, "--nodens", "with"],
+/// Tells whether there is time.
+fn is_long() -> bool {
+    std::env::var_os("IT_LONG").is_some()
+}
+
+#[test]
+fn in_every_topology_and_family_nodens_loses_nothing_and_conntrack_sees_nothing() {
+    let _alone = alone();
+    let rounds = if is_long() { "50000" } else { "500" };
+    let arguments = ["--topology", "all", "--scenario", "snat", "--scenario", "pair", "--json"];
+    let mut command = lab(&arguments);
+    command.args(["--nodens", "with", "--rate", "2000", "--rounds", rounds]);
+    let Some(rows) = rows_of(command) else { return };
+    assert_eq!(rows.len(), 16, "four topologies, two scenarios, two families");
+    let mut clean = 0;
+    for row in rows {
+        assert_eq!((&row["given_up"], &row["failed"]), (&0.into(), &0.into()), "{row}");
+        let counters =
+            ["insert_failed", "drop", "clash_resolve"].map(|name| &row["conntrack"][name]);
+        // Starved, nodens falls open: then there are losses again, and conntrack says which.
+        assert!(number(&row["lost"]) <= number(counters[1]) + overruns(&row), "{row}");
+        if row["lapses"] == 0 {
+            assert!(counters.iter().all(|count| **count == 0), "{row}");
+            assert_eq!(row["entries"]["of_pods"], 0, "{row}");
+            clean += 1;
+        }
     }
+    assert!(clean >= 8, "nodens starved in {} of 16 runs", 16 - clean);
+}
+
+/// How often something is done, and how fast queries come meanwhile.
+fn repeated(long: &'static str, family: &'static str) -> Vec<&'static str> {
+    let turns = match is_long() {
+        true => ["--repeat", long, "--rate", "20000", "--family", "ipv4", "--family", "ipv6"],
+        false => ["--repeat", "3", "--rate", "2000", "--family", family, "--topology", "bridge"],
+    };
+    [&turns[..], &["--nodens", "with"]].concat()
 }
 
 /// Runs a scenario with nodens several times. `None` where namespaces are refused.
 fn repeat(scenario: &str, long: &'static str, family: &'static str) -> Option<Vec<Value>> {
     let common = ["--scenario", scenario, "--json"];
     let rows = rows_of(lab(&[&common[..], &repeated(long, family)].concat()))?;
-    let with = rows.into_iter().filter(|row| row["with_nodens"] == true);
-    Some(with.collect())
+    assert!(rows.iter().all(|row| row["with_nodens"] == true));
+    Some(rows)
 }
 
 /// Datagrams that a receive buffer dropped.
