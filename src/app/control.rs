@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use super::cluster::Life;
 use super::inspect::View;
 use super::routes::{self, Maker};
 use super::takeover::Takeover;
@@ -45,6 +46,8 @@ pub struct Control {
     pub telemetry: Telemetry,
     pub pulses: Arc<Pulses>,
     pub shutdown: Shutdown,
+    /// The cluster zone's source, until it runs.
+    pub cluster: Option<Life>,
 }
 
 /// What wakes the control loop.
@@ -57,7 +60,7 @@ enum Event {
 impl Control {
     /// Runs until SIGTERM or SIGINT; then the drain has begun. A second signal ends the process.
     pub async fn run(
-        self,
+        mut self,
         config: Config,
         doors: Doors,
         workers: &[Handle],
@@ -66,6 +69,9 @@ impl Control {
         let readiness = Readiness::new(self.shutdown.clone());
         let (bound, answered) =
             (readiness.gate("sockets bound"), readiness.gate("upstream answered"));
+        if let Some(cluster) = self.cluster.take() {
+            cluster.run(readiness.gate("cluster zone"));
+        }
         bound.pass();
         let resolver = Arc::clone(&self.front.resolver);
         let holds = move || resolver.routes().zones().any(|zone| zone.group.has_answered());
@@ -202,6 +208,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             (old.intercept.mode == InterceptMode::Bind)
                 != (new.intercept.mode == InterceptMode::Bind),
         ),
+        ("cluster", old.cluster != new.cluster),
         ("cache.size", old.cache.size != new.cache.size),
         ("admin", old.admin != new.admin),
         ("log.format", old.log.format != new.log.format),

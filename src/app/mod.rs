@@ -5,6 +5,7 @@
 //! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`,
 //! [`privileges`] gives up what is not needed.
 
+pub mod cluster;
 pub mod control;
 pub mod endpoints;
 pub mod grip;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use self::cluster::{Life, Publisher};
 use self::control::{Control, Signals};
 use self::endpoints::Feed;
 use self::grip::{Claim, Place};
@@ -113,6 +115,7 @@ struct Parts {
     shutdown: Shutdown,
     bound: serve::Bound,
     claims: Option<Claim>,
+    cluster: Option<Life>,
 }
 
 impl Parts {
@@ -127,7 +130,10 @@ impl Parts {
         let listen = [&config.listen[..], &private, &asked].concat();
         let loop_probe = Arc::clone(upstreams.loop_probe());
         let feed = Arc::new(Feed { upstreams, listen });
-        let maker = Maker { feed, metrics: Arc::clone(&metrics), reach: Arc::default() };
+        let cluster = cluster::make(&config);
+        let route = cluster.as_ref().and_then(|cluster| cluster::route(&config, cluster, &metrics));
+        let metrics_of = Arc::clone(&metrics);
+        let maker = Maker { feed, cluster: route, metrics: metrics_of, reach: Arc::default() };
         let routes = maker.routes(&config)?;
         let mut bound = serve::bind(&config.listen, &config.serve, take_over)?;
         // Nobody else can be there: the claim has seen to that, where a probe would see our own
@@ -139,11 +145,27 @@ impl Parts {
         let pulses = Arc::new(Pulses::default());
         let workers = Workers::start(config.serve.resolver_threads, &pulses)?;
         let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
+        let cluster = cluster.map(|cluster| {
+            let (cache, feed) = (Arc::clone(&cache), Arc::clone(&maker.feed));
+            let metrics = metrics.zone.clone();
+            Life::begin(Publisher { cluster, cache, feed, metrics }, &config)
+        });
         let resolver = Arc::new(Resolver::new(routes, cache, loop_probe, Arc::clone(&metrics)));
         let in_flight = Shares::new(config.serve.max_in_flight, config.serve.max_in_flight);
         let front = Arc::new(Front::new(resolver, policy(&config), metrics, in_flight));
         let shutdown = Shutdown::default();
-        Ok(Self { config, telemetry, maker, front, workers, pulses, shutdown, bound, claims })
+        Ok(Self {
+            config,
+            telemetry,
+            maker,
+            front,
+            workers,
+            pulses,
+            shutdown,
+            bound,
+            claims,
+            cluster,
+        })
     }
 
     /// Serves, and waits for the signal to leave.
@@ -169,6 +191,7 @@ impl Parts {
             telemetry: self.telemetry,
             pulses: self.pulses,
             shutdown: self.shutdown,
+            cluster: self.cluster,
         };
         let live = (signals, &mut takeover);
         control.run(self.config, doors, self.workers.handles(), live).await;

@@ -18,7 +18,7 @@ use crate::resolve::hosts::Hosts;
 use crate::resolve::local::Local;
 use crate::resolve::reach::Reach;
 use crate::resolve::rewrite::Rewrite;
-use crate::resolve::route::{ForwardZone, Routes};
+use crate::resolve::route::{ClusterZone, ForwardZone, Routes};
 
 /// Why a configuration gives no routes.
 #[derive(Debug, Error)]
@@ -38,6 +38,8 @@ pub enum RoutesError {
 pub struct Maker {
     /// The upstreams, and who feeds those that come and go.
     pub feed: Arc<Feed>,
+    /// The cluster zone, where it answers.
+    pub cluster: Option<ClusterZone>,
     pub metrics: Arc<Metrics>,
     /// Whether IPv6 leads anywhere.
     pub reach: Arc<Reach>,
@@ -56,7 +58,8 @@ impl Maker {
         let zones: Vec<_> = zones.collect::<Result<_, _>>()?;
         let root = zones.iter().find(|zone| zone.name.is_root());
         let root = Arc::clone(root.expect("the configuration always holds the zone `.`"));
-        Ok(Routes::new(local, self.metrics.zone(&Name::root()), root, zones))
+        let routes = Routes::new(local, self.metrics.zone(&Name::root()), root, zones);
+        Ok(routes.with_cluster(self.cluster.clone()))
     }
 
     /// One forward zone with its upstreams.
@@ -187,6 +190,7 @@ mod tests {
         let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
         let maker = Maker {
             feed: Arc::new(Feed { upstreams, listen: Vec::new() }),
+            cluster: None,
             metrics: Arc::clone(&metrics),
             reach: Arc::default(),
         };

@@ -125,6 +125,11 @@ impl Cache {
         }
     }
 
+    /// The cluster domains, within which names change with what they are made of: see [`epoch`].
+    pub fn set_cluster_domains(&self, domains: Vec<Name>) {
+        self.epochs.set_domains(domains);
+    }
+
     /// The epoch of a name (folded wire form); read it before work on a response begins.
     pub fn epoch(&self, qname: &[u8]) -> Epoch {
         self.epochs.of(qname)
@@ -132,7 +137,7 @@ impl Cache {
 
     /// The epoch of a key's name; read it before work on a response begins.
     pub fn epoch_of(&self, key: &KeyBuffer) -> Epoch {
-        self.epochs.at(key.name_hash())
+        self.epochs.at(key.qname(), key.name_hash())
     }
 
     /// Stores a response if the law lets it live; gives back the entry in either case, to be served once.
@@ -193,7 +198,8 @@ impl Cache {
         self.fresh(&key.for_failure(), now)
     }
 
-    /// Makes every stored response to questions for `name` unservable at once, whatever the type.
+    /// Makes every stored response to questions for `name` unservable at once, whatever the type; and
+    /// within a cluster domain those to names that change with it.
     pub fn flush(&self, name: &Name) {
         self.metrics.flushes.inc();
         self.epochs.bump(name.as_wire());

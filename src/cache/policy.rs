@@ -20,19 +20,25 @@ impl Lifetime {
     pub const NONE: Self = Self { fresh: Duration::ZERO, stale: Duration::ZERO };
 }
 
+/// How long the encoded form of a cluster answer is kept while nothing changes; any time would do.
+const UNCHANGED: Duration = Duration::from_secs(86_400);
+
 /// Brings the TTLs of a response within the policy's bounds and decides its lifetime.
 ///
 /// TTLs below the first of `bounds` are raised to it, then those above the second lowered.
 ///
 /// A response from our own data keeps its TTLs, which do not age; its lifetime bounds only how
-/// long the encoded form is kept.
+/// long the encoded form is kept. One of the cluster zone is kept until its name changes.
 pub fn admit(
     mut encoded: Encoded,
     policy: &config::Cache,
     bounds: (Duration, Duration),
     origin: Origin,
 ) -> (Encoded, Lifetime) {
-    if matches!(origin, Origin::Local | Origin::Cluster) {
+    if origin == Origin::Cluster {
+        return (encoded, Lifetime { fresh: UNCHANGED, stale: Duration::ZERO });
+    }
+    if origin == Origin::Local {
         let fresh = lifetime(&encoded, policy).map_or(Duration::ZERO, Ttl::as_duration);
         return (encoded, Lifetime { fresh, stale: Duration::ZERO });
     }
@@ -127,6 +133,18 @@ mod tests {
             ("a referral is no answer", ok, vec![Record::authority("org", Qtype::NS, 9, b"\0")], 0),
         ] {
             assert_eq!(fresh_secs(rcode, &records, &policy()), secs, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_answer_keeps_its_ttl_and_is_kept_until_its_name_changes() {
+        for records in [vec![Record { ttl: 5, ..A }], vec![Record::soa("org", 5, 5)]] {
+            let wire = message("example.org", Qtype::A, Rcode::NOERROR, &records);
+            let encoded = Encoded::from_wire(&wire).expect("well-formed");
+            let bounds = (Duration::from_secs(60), Duration::from_secs(60));
+            let (encoded, lifetime) = admit(encoded, &policy(), bounds, Origin::Cluster);
+            assert_eq!(encoded.min_ttl().map(Ttl::as_secs), Some(5));
+            assert_eq!(lifetime, Lifetime { fresh: UNCHANGED, stale: Duration::ZERO });
         }
     }
 

@@ -16,6 +16,7 @@ mod backoff;
 mod builder;
 #[cfg(feature = "kubernetes")]
 mod feed;
+pub mod files;
 mod listed;
 pub mod name;
 pub mod object;
@@ -46,21 +47,10 @@ use self::object::{Object, ServiceKey};
 use self::snapshot::Snapshot;
 use self::zone::{Answer, Zone};
 use crate::clock;
+pub use crate::config::PodNames;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::ttl::Ttl;
-
-/// Which names pods have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PodNames {
-    /// None.
-    #[default]
-    Disabled,
-    /// Every dashed address below a namespace that exists.
-    Insecure,
-    /// The dashed addresses of pods that exist.
-    Verified,
-}
 
 /// What the operator wants of the zone.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -179,6 +179,13 @@ pub const LOCAL_TTL: Bounded<Duration> = Bounded {
     max: Duration::from_secs(7 * DAY),
 };
 
+/// TTL of the cluster zone's records.
+pub const CLUSTER_TTL: Bounded<Duration> = Bounded {
+    default: Duration::from_secs(5), // CoreDNS's: what a stub resolver keeps is wrong no longer
+    min: Duration::ZERO,
+    max: Duration::from_secs(3600), // CoreDNS's too
+};
+
 /// SO_MARK of upstream sockets; 0 sets none.
 pub const UPSTREAM_MARK: Bounded<u64> = Bounded {
     // None of the bits that others on a node test: kube-proxy masquerades 0x4000 (which would

@@ -12,7 +12,7 @@ use super::reader::{self, Reader};
 use super::spec::{Spec, Table, Value, Written};
 use super::{
     Admin, Cache, Config, Listen, Local, Log, LogFormat, Network, PortRange, Serve, StaticRecord,
-    endpoint, forms, intercept, keys, loops, zones,
+    cluster, endpoint, forms, intercept, keys, loops, zones,
 };
 
 /// Where admin listens unless told otherwise; node-cache's port, so that dashboards find it.
@@ -42,6 +42,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
         cache,
         forward: forward.into_iter().map(|zone| zone.forward).collect(),
         local: read_local(reader),
+        cluster: cluster::read(reader),
         intercept,
         admin: read_admin(reader, host),
         log: read_log(reader),

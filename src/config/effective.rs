@@ -1,12 +1,13 @@
 //! Config → TOML: the effective configuration, in a form that loads to the same [`Config`].
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::forms::{write_duration, write_network, write_size};
 use super::{
-    Admin, Cache, Config, Forward, Intercept, InterceptMode, Listen, Local, Log, LogFormat,
-    PortPolicy, Rewrite, Serve, StaticRecord, UpstreamSource, zones,
+    Admin, Cache, Cluster, Config, Forward, Intercept, InterceptMode, Listen, Local, Log,
+    LogFormat, PortPolicy, Rewrite, Serve, StaticRecord, UpstreamSource, zones,
 };
 
 /// Keys with their values as TOML; `None` stands for a default that TOML cannot say.
@@ -21,6 +22,7 @@ impl Config {
             ("[serve]", serve(&self.serve)),
             ("[cache]", cache(&self.cache)),
             ("[local]", local(&self.local)),
+            ("[cluster]", cluster(&self.cluster)),
             ("[intercept]", intercept(&self.intercept)),
             ("[admin]", admin(&self.admin)),
             ("[log]", log(&self.log)),
@@ -173,6 +175,21 @@ fn local(local: &Local) -> Values {
     ]
 }
 
+/// `[cluster]`
+fn cluster(cluster: &Cluster) -> Values {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quote(&path.to_string_lossy()));
+    let domains = cluster.domains.iter().map(|domain| quote(&domain.to_string()));
+    vec![
+        ("cluster.source", cluster.source.map(|source| quote(source.as_text()))),
+        ("cluster.domains", Some(list(domains))),
+        ("cluster.ttl", Some(quote(&write_duration(cluster.ttl)))),
+        ("cluster.pods", Some(quote(cluster.pods.as_text()))),
+        ("cluster.kubeconfig", path(&cluster.kubeconfig)),
+        ("cluster.folder", path(&cluster.folder)),
+        ("cluster.dns_service", Some(quote(&cluster.dns_service.to_string()))),
+    ]
+}
+
 /// A static record with its data in the generic form, which every type has.
 ///
 /// Source: RFC 3597 §5
@@ -299,6 +316,8 @@ mod tests {
              zone = \"b\"\ntransport = \"tcp\"\nupstreams = [\"service:kube-system/kube-dns:5353\"]",
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
+            "[cluster]\nsource = \"files\"\nfolder = \"/m\"\ndomains = [\"a.example\", \"b\"]\nttl = \"0s\"\n\
+             pods = \"verified\"\nkubeconfig = \"/k\"\ndns_service = \"dns/core-dns\"",
             "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",
             "[admin]\nsocket = \"/s\"\n[cache]\nsize = \"0\"\nstale = \"0s\"",
         ] {

@@ -290,7 +290,26 @@ queries = 0.5
             "n.toml:2: unknown key `[cache] siez`, did you mean `[cache] size`?",
         ),
         ("[cahce]\nsize = \"1MiB\"", "n.toml:1: unknown key `cahce`, did you mean `[cache]`?"),
-        ("[cluster]\nttl = 5", "n.toml:1: unknown key `cluster`"),
+        (
+            "[cluster]\nttl = 5",
+            "n.toml:2: [cluster] ttl: is a whole number, but must be a duration in quotation marks like \"30s\"",
+        ),
+        (
+            "[cluster]\nsource = \"files\"",
+            "n.toml:2: [cluster] source: `folder` beside \"files\" is missing",
+        ),
+        (
+            "[cluster]\nsource = \"kube\"",
+            "n.toml:2: [cluster] source: \"kube\" is not one of watch, files, forward",
+        ),
+        (
+            "[cluster]\ndomains = [\".\"]",
+            "n.toml:2: [cluster] domains: \".\" is not a cluster domain; write e.g. \"cluster.local\"",
+        ),
+        (
+            "[cluster]\ndns_service = \"x\"",
+            "n.toml:2: [cluster] dns_service: \"x\" is not a Service; write e.g. kube-system/kube-dns",
+        ),
         (
             "[[forward]]\nupstream = [\"192.0.2.1\"]\nzone=\"a\"\nupstreams=[\"192.0.2.1\"]",
             "n.toml:2: unknown key `[[forward]] upstream`, did you mean `[[forward]] upstreams`?",

@@ -5,6 +5,7 @@
 
 pub mod bounds;
 mod build;
+pub mod cluster;
 mod effective;
 pub mod endpoint;
 pub mod endpoints;
@@ -30,6 +31,7 @@ use crate::dns::Qtype;
 use crate::dns::name::Name;
 
 pub use build::ADMIN_SOCKET;
+pub use cluster::{Cluster, ClusterSource, PodNames};
 pub use endpoints::{EndpointSource, Endpoints, ServiceKey};
 pub use error::{ConfigError, ConfigErrors};
 pub use intercept::{Intercept, InterceptMode};
@@ -53,6 +55,7 @@ pub struct Config {
     /// Always holds the zone `.`; zones are unique.
     pub forward: Vec<Forward>,
     pub local: Local,
+    pub cluster: Cluster,
     pub intercept: Intercept,
     pub admin: Admin,
     pub log: Log,

@@ -8,6 +8,7 @@ mod scrape;
 mod table;
 mod tally;
 mod watch;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -21,6 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 pub use table::TABLE;
 pub use tally::{Tally, ThreadTally};
 pub use watch::{ApiResource, ApiVerb, WatchMetrics};
+pub use zone::ZoneMetrics;
 
 use crate::dns::name::Name;
 use crate::dns::{Qtype, Rcode};
@@ -220,6 +222,8 @@ pub struct Metrics {
     pub life: LifeMetrics,
     pub intercept: InterceptMetrics,
     pub watch: WatchMetrics,
+    /// Counters of the cluster zone. (`zone()` gives places in tallies.)
+    pub zone: ZoneMetrics,
     tallies: Arc<Mutex<Tallies>>,
     upstreams: Arc<Mutex<BTreeMap<String, UpstreamMetrics>>>,
 }

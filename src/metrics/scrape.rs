@@ -92,6 +92,7 @@ impl Collector for Scrape {
         proxies(&upstreams, &mut families)?;
         self.plain(&mut families)?;
         self.metrics.watch.write(&mut families)?;
+        self.metrics.zone.write(&mut families)?;
         upstream_counters(&upstreams, &mut families)
     }
 }
@@ -307,13 +308,13 @@ fn upstream_counters(
 pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// A histogram's upper bounds, and what its sum is divided by to reach the unit of its name.
-struct Scale {
+pub(super) struct Scale {
     bounds: fn() -> Vec<f64>,
     divisor: f64,
 }
 
 /// Counted in nanoseconds, shown in seconds.
-const SECONDS: Scale = Scale { bounds: tally::duration_bounds, divisor: 1e9 };
+pub(super) const SECONDS: Scale = Scale { bounds: tally::duration_bounds, divisor: 1e9 };
 
 /// Counted and shown in bytes.
 const BYTES: Scale = Scale { bounds: tally::size_bounds, divisor: 1.0 };
@@ -371,7 +372,7 @@ impl Families<'_> {
 
     /// Writes a family of histograms; a sample is its buckets, not cumulative, then its sum. Those in
     /// which nothing was counted are left out.
-    fn histograms<'l, 'v>(
+    pub(super) fn histograms<'l, 'v>(
         &mut self,
         name: &str,
         scale: Scale,

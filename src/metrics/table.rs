@@ -48,6 +48,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "counter",
         "Exchanges that had to open a connection or pooled socket.",
     ),
+    (
+        "coredns_kubernetes_dns_programming_duration_seconds",
+        "histogram",
+        "Time from a change of a headless Service's endpoints until queries see it.",
+    ),
     ("coredns_reload_failed_total", "counter", "Reloads refused; the old configuration stayed."),
     (
         "coredns_reload_version_info",
@@ -102,6 +107,20 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "nodens_intercept_withdrawals_total",
         "counter",
         "Tables withdrawn because a firewall ate what they rewrote.",
+    ),
+    ("nodens_cluster_synced", "gauge", "1 once the cluster zone answers."),
+    ("nodens_cluster_objects", "gauge", "Objects that the cluster zone is made of, by kind."),
+    ("nodens_cluster_events_total", "counter", "Events that the cluster zone took in."),
+    (
+        "nodens_cluster_names_changed_total",
+        "counter",
+        "Names dropped from the cache because objects changed.",
+    ),
+    ("nodens_cluster_files_failed_total", "counter", "Manifests that could not be read."),
+    (
+        "nodens_cluster_visible_seconds",
+        "histogram",
+        "Time from an event's arrival until queries see its change.",
     ),
     ("nodens_cluster_api_requests_total", "counter", "Lists and watches asked of the API server."),
     (

@@ -9,6 +9,7 @@ use hickory_proto::rr::{self, RData};
 use super::{Carrier, ResolveError, Resolver, Response, Route};
 use crate::cache::Source;
 use crate::clock;
+use crate::cluster::zone::Answer;
 use crate::dns::build::{self, LocalRecord};
 use crate::dns::name::Name;
 use crate::dns::query::Query;
@@ -28,6 +29,7 @@ impl Resolver {
         self: &Arc<Self>,
         query: &Query,
         alias: LocalRecord,
+        origin: Origin,
     ) -> Result<Response, ResolveError> {
         let mut aliases = vec![alias];
         let target = loop {
@@ -42,9 +44,11 @@ impl Resolver {
         };
         let response = Box::pin(self.resolve(&target, Carrier::Stream)).await?;
         let encoded = joined(query, &aliases, &target, &response).ok_or(ResolveError::Internal)?;
+        // As CoreDNS has it: the zone's own alias is authoritative (RFC 1035 §4.1.1).
+        let encoded = encoded.with_authority(origin == Origin::Cluster);
         let source = Source {
             zone: response.entry.zone(),
-            origin: Origin::Local,
+            origin,
             epoch: self.cache.epoch(query.qname.as_wire()),
         };
         Ok(Response::once(encoded, source))
@@ -96,12 +100,19 @@ impl Resolver {
         None
     }
 
-    /// The alias of our own data at the query's name, if its type leads there.
+    /// The alias of our own data or of the cluster zone at the query's name, if its type leads there.
     fn own_alias(&self, query: &Query) -> Option<LocalRecord> {
         let routes = self.routes.load();
-        match routes.local().exact(&query.qname)?.encode(query) {
-            super::LocalAnswer::Alias(alias) => Some(alias),
-            super::LocalAnswer::Whole(_) => None,
+        match routes.route(&query.qname) {
+            Route::Local(answer) => match answer.encode(query) {
+                super::LocalAnswer::Alias(alias) => Some(alias),
+                super::LocalAnswer::Whole(_) => None,
+            },
+            Route::Cluster(zone) => match zone.cluster.answer(query)? {
+                Answer::Alias(alias) => Some(alias),
+                Answer::Whole(_) => None,
+            },
+            Route::Forward(_) => None,
         }
     }
 }
@@ -154,7 +165,7 @@ fn joined(
     whole.metadata.response_code = message.metadata.response_code;
     whole.add_answers(std::mem::take(&mut message.answers));
     whole.add_authorities(std::mem::take(&mut message.authorities));
-    Encoded::from_wire(&whole.to_vec().ok()?).ok().map(|encoded| encoded.with_authority(false))
+    Encoded::from_wire(&whole.to_vec().ok()?).ok()
 }
 
 /// The response as hickory's message, with its TTLs as they are now.

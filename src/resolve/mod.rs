@@ -1,6 +1,6 @@
 //! The story of a query, from question to response. Read [`Resolver::resolve`] first.
 //!
-//! [`route`] picks who answers, [`local`] knows our own data, [`forward`] asks upstreams through the
+//! [`route`] picks who answers, [`local`] knows our own data, [`cluster`] asks the cluster zone, [`forward`] asks upstreams through the
 //! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
 //! [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
 //! [`dns64`], and by [`reach`] where IPv6 leads nowhere).
@@ -8,6 +8,7 @@
 
 pub mod alias;
 pub mod any;
+pub mod cluster;
 pub mod dns64;
 pub mod error;
 pub mod forward;
@@ -100,13 +101,30 @@ impl Resolver {
         }
         let routes = self.routes.load_full();
         match routes.route(&query.qname) {
+            Route::Cluster(zone) => match self.cluster(query, &routes, zone).await {
+                Some(outcome) => outcome,
+                None => self.beside(query, &routes, routes.beside_cluster(&query.qname)).await,
+            },
+            route => self.beside(query, &routes, route).await,
+        }
+    }
+
+    /// The response of our own data or of a forward zone.
+    async fn beside(
+        self: &Arc<Self>,
+        query: &Query,
+        routes: &Routes,
+        route: Route<'_>,
+    ) -> Result<Response, ResolveError> {
+        match route {
             Route::Local(answer) => {
-                self.own(query, answer.encode(query), (&routes, routes.local_zone())).await
+                self.own(query, answer.encode(query), (routes, routes.local_zone())).await
             }
             Route::Forward(zone) => match zone.rewrite.own_answer(query) {
-                Some(answer) => self.own(query, answer, (&routes, zone.id)).await,
+                Some(answer) => self.own(query, answer, (routes, zone.id)).await,
                 None => self.forward(query, zone).await,
             },
+            Route::Cluster(_) => Err(ResolveError::Internal),
         }
     }
 
@@ -119,21 +137,25 @@ impl Resolver {
     ) -> Result<Response, ResolveError> {
         match answer {
             LocalAnswer::Whole(encoded) => Ok(self.local(query, encoded, from)),
-            LocalAnswer::Alias(alias) => self.follow(query, alias).await,
+            LocalAnswer::Alias(alias) => self.follow(query, alias, Origin::Local).await,
         }
     }
 
     /// Stores a response from our own data, so that the hot path serves it next time.
     fn local(&self, query: &Query, encoded: Encoded, from: (&Routes, ZoneId)) -> Response {
         let (routes, zone) = from;
-        let key = KeyBuffer::from_query(query);
-        let epoch = self.cache.epoch(key.qname());
-        let source = Source { zone, origin: Origin::Local, epoch };
+        let epoch = self.cache.epoch(query.qname.as_wire());
+        self.keep(query, encoded, routes, Source { zone, origin: Origin::Local, epoch })
+    }
+
+    /// Stores a response of ours, unless the routes that it came by are in force no more.
+    fn keep(&self, query: &Query, encoded: Encoded, routes: &Routes, source: Source) -> Response {
         // A reload that swaps the routes bumps the epochs afterwards, so routes that are still the
         // current ones after the epoch was read make an entry that the reload will drop.
         if !std::ptr::eq(&**self.routes.load(), routes) {
             return Response::once(encoded, source);
         }
+        let key = KeyBuffer::from_query(query);
         Response {
             entry: self.cache.store(&key, encoded, source, clock::now()),
             aging: Aging::Fresh,
@@ -172,6 +194,7 @@ impl Resolver {
         let routes = self.routes.load();
         match routes.route(&query.qname) {
             Route::Local(_) => routes.local_zone(),
+            Route::Cluster(zone) => zone.id,
             Route::Forward(zone) => zone.id,
         }
     }

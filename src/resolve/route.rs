@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::local::{Local, LocalMatch};
 use super::rewrite::Rewrite;
+use crate::cluster::Cluster;
 use crate::dns::name::{ByConfig, Name};
 use crate::metrics::ZoneId;
 use crate::upstream::Group;
@@ -18,8 +19,16 @@ pub struct ForwardZone {
     pub rewrite: Rewrite,
 }
 
+/// The cluster zone.
+#[derive(Clone)]
+pub struct ClusterZone {
+    pub id: ZoneId,
+    pub cluster: Arc<Cluster>,
+}
+
 /// Everything that decides who answers: swapped whole at a reload.
 pub struct Routes {
+    cluster: Option<ClusterZone>,
     local: Local,
     local_zone: ZoneId,
     forward: HashMap<Box<[u8]>, Arc<ForwardZone>, ByConfig>,
@@ -30,6 +39,8 @@ pub struct Routes {
 pub enum Route<'a> {
     /// Our own data.
     Local(LocalMatch<'a>),
+    /// The cluster zone; when the name turns out to be none of its, [`Routes::beside_cluster`].
+    Cluster(&'a ClusterZone),
     /// The upstreams of a zone.
     Forward(&'a Arc<ForwardZone>),
 }
@@ -43,18 +54,47 @@ impl Routes {
         zones: Vec<Arc<ForwardZone>>,
     ) -> Self {
         let by_name = |zone: Arc<ForwardZone>| (zone.name.as_wire().into(), zone);
-        Self { local, local_zone, forward: zones.into_iter().map(by_name).collect(), root }
+        let forward = zones.into_iter().map(by_name).collect();
+        Self { cluster: None, local, local_zone, forward, root }
+    }
+
+    /// The same routes with a cluster zone.
+    #[must_use]
+    pub fn with_cluster(self, cluster: Option<ClusterZone>) -> Self {
+        Self { cluster, ..self }
     }
 
     /// Who answers for `qname`.
     ///
-    /// A name in our own data wins. Between a special-use name and a forward zone the longer suffix
-    /// wins, and where they are the same name the zone, because somebody wrote it.
+    /// A name in our own data wins, then the reverse name of an address that the cluster zone knows.
+    /// Between a cluster domain, a special-use name and a forward zone the longer suffix wins. Where they
+    /// are the same name the cluster zone does, if it answers yet, then the forward zone, because
+    /// somebody wrote it.
     pub fn route(&self, qname: &Name) -> Route<'_> {
+        let cluster = self.cluster.as_ref().filter(|zone| zone.cluster.is_synced());
+        self.among(qname, cluster)
+    }
+
+    /// Who answers for `qname` where the cluster zone does not.
+    pub fn beside_cluster(&self, qname: &Name) -> Route<'_> {
+        self.among(qname, None)
+    }
+
+    /// Who answers for `qname`, `cluster` among them.
+    fn among<'a>(&'a self, qname: &Name, cluster: Option<&'a ClusterZone>) -> Route<'a> {
         if let Some(exact) = self.local.exact(qname) {
             return Route::Local(exact);
         }
+        if let Some(zone) = cluster.filter(|zone| zone.cluster.owns_reverse(qname)) {
+            return Route::Cluster(zone);
+        }
+        let domains = cluster.map(|zone| &*zone.cluster.settings().domains).unwrap_or_default();
         for suffix in qname.suffixes() {
+            if let Some(zone) = cluster
+                && domains.iter().any(|domain| domain.as_wire() == suffix)
+            {
+                return Route::Cluster(zone);
+            }
             if let Some(zone) = self.forward.get(suffix) {
                 return Route::Forward(zone);
             }
@@ -68,6 +108,11 @@ impl Routes {
     /// Tells whether these are the routes that lead to this very zone: each `Routes` has zones of its own.
     pub fn has(&self, zone: &ForwardZone) -> bool {
         self.zones().any(|own| ptr::eq(&raw const **own, zone))
+    }
+
+    /// The cluster zone.
+    pub fn cluster(&self) -> Option<&ClusterZone> {
+        self.cluster.as_ref()
     }
 
     /// Tells whether `zone`, perhaps of earlier routes, would still answer as it did.

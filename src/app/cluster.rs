@@ -1,0 +1,173 @@
+//! The cluster zone's life: events in from its source, what changed out to cache, upstreams and metrics.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+
+use super::endpoints::Feed;
+use crate::admin::readiness::Gate;
+use crate::cache::Cache;
+use crate::clock;
+use crate::cluster::files::{FileError, Files};
+use crate::cluster::object::ServiceKey;
+use crate::cluster::{Changes, Cluster, Event, Settings};
+use crate::config::{self, ClusterSource, Config, EndpointSource};
+use crate::dns::ttl::Ttl;
+use crate::metrics::{Metrics, ZoneMetrics};
+use crate::resolve::route::ClusterZone;
+
+/// How often the folder of manifests is looked at; a change counts when it has kept still for one look.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long readiness waits for the zone; until it is there it is forwarded.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everybody who wants to know what changed.
+#[derive(Clone)]
+pub struct Publisher {
+    pub cluster: Arc<Cluster>,
+    pub cache: Arc<Cache>,
+    pub feed: Arc<Feed>,
+    pub metrics: ZoneMetrics,
+}
+
+/// The zone as the configuration wants it; `None` where it wants none.
+pub fn make(config: &Config) -> Option<Arc<Cluster>> {
+    config.cluster.source?;
+    let sets = config.forward.iter().flat_map(|zone| &zone.endpoints);
+    let services = sets.filter_map(|set| match &set.source {
+        EndpointSource::Service(key) => Some(key),
+        _ => None,
+    });
+    let cluster = &config.cluster;
+    let key = |key: &config::ServiceKey| ServiceKey::new(&key.namespace, &key.name);
+    Some(Arc::new(Cluster::new(Settings {
+        domains: cluster.domains.clone(),
+        ttl: Ttl::from_duration(cluster.ttl),
+        pods: cluster.pods,
+        interest: services.chain([&cluster.dns_service]).map(key).collect::<BTreeSet<_>>(),
+        name_server: Some(key(&cluster.dns_service)),
+    })))
+}
+
+/// The zone's place among the routes: none where the zone is forwarded.
+pub fn route(config: &Config, cluster: &Arc<Cluster>, metrics: &Metrics) -> Option<ClusterZone> {
+    let domain = config.cluster.domains.first()?;
+    let answers = config.cluster.source? != ClusterSource::Forward;
+    answers.then(|| ClusterZone { id: metrics.zone(domain), cluster: Arc::clone(cluster) })
+}
+
+impl Publisher {
+    /// Takes events in that were read at `read_at`, and lets everybody know: afterwards every query sees
+    /// their changes.
+    pub fn publish(&self, events: Vec<Event>, read_at: Instant) {
+        let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
+        let was_synced = self.cluster.is_synced();
+        let changes = self.cluster.apply(events);
+        changes.names.iter().for_each(|name| self.cache.flush(name));
+        if changes.synced && !was_synced {
+            // What was forwarded so far was another's answer.
+            for domain in &self.cluster.settings().domains {
+                self.cache.flush_within(domain);
+            }
+            tracing::info!(objects = ?self.cluster.counts(), "the cluster zone is complete");
+        }
+        for (key, addresses) in &changes.endpoints {
+            let key = config::ServiceKey {
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+            };
+            tracing::debug!(service = %key, ?addresses, "endpoints");
+            self.feed.set(&EndpointSource::Service(key), addresses.clone());
+        }
+        self.count(count, &changes, read_at);
+    }
+
+    /// Counts what was published.
+    fn count(&self, events: u64, changes: &Changes, read_at: Instant) {
+        let metrics = &self.metrics;
+        metrics.events.inc_by(events);
+        metrics.names_changed.inc_by(u64::try_from(changes.names.len()).unwrap_or(u64::MAX));
+        metrics.synced.set(changes.synced.into());
+        for (gauge, count) in metrics.objects.iter().zip(self.cluster.counts()) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        metrics.visible.observe(clock::now().saturating_duration_since(read_at));
+        let now = clock::wall();
+        for triggered in &changes.triggered {
+            // A clock that runs ahead of ours makes it no time at all.
+            metrics.programming.observe(now.duration_since(*triggered).unwrap_or_default());
+        }
+    }
+}
+
+/// The zone with its source.
+pub struct Life {
+    publisher: Publisher,
+    folder: Option<Folder>,
+}
+
+impl Life {
+    /// Before anything is served. A folder is read at once: its zone answers from the first query on.
+    pub fn begin(publisher: Publisher, config: &Config) -> Self {
+        publisher.cache.set_cluster_domains(config.cluster.domains.clone());
+        let is_files = config.cluster.source == Some(ClusterSource::Files);
+        let folder = config.cluster.folder.clone().filter(|_| is_files).map(|folder| {
+            let mut folder = Folder { publisher: publisher.clone(), files: Files::new(folder) };
+            folder.look(vec![Event::Synced]);
+            folder
+        });
+        Self { publisher, folder }
+    }
+
+    /// Follows the source for ever, in tasks of the runtime around; `gate` passes when the zone is there, or
+    /// is forwarded for a while already.
+    pub fn run(self, gate: Gate) {
+        let cluster = Arc::clone(&self.publisher.cluster);
+        tokio::spawn(gate.pass_once(move || cluster.is_synced(), PATIENCE));
+        if let Some(folder) = self.folder {
+            tokio::spawn(folder.follow());
+        }
+    }
+}
+
+/// A folder of manifests as the zone's source.
+struct Folder {
+    publisher: Publisher,
+    files: Files,
+}
+
+impl Folder {
+    /// Follows the folder for ever.
+    async fn follow(mut self) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.look(Vec::new());
+        }
+    }
+
+    /// Looks once and publishes what is new, and `more`.
+    fn look(&mut self, more: Vec<Event>) {
+        let read_at = clock::now();
+        let mut looked = self.files.look();
+        for error in &looked.errors {
+            // A folder that is away would be told of at every look.
+            match error {
+                FileError::Unreadable { .. } => tracing::debug!(%error, "not read"),
+                FileError::Malformed { .. } => {
+                    tracing::error!(%error, "manifest not read; its old objects stay")
+                }
+            }
+        }
+        let failed = u64::try_from(looked.errors.len()).unwrap_or(u64::MAX);
+        self.publisher.metrics.files_failed.inc_by(failed);
+        looked.events.extend(more);
+        if !looked.events.is_empty() {
+            self.publisher.publish(looked.events, read_at);
+        }
+    }
+}
