@@ -122,6 +122,7 @@ impl Beater {
     fn run(mut self) {
         let mut next = clock::now();
         while !self.stop.load(Ordering::Relaxed) {
+            let waiting = self.rounds.waiting();
             let is_round = self.rounds.complete(&self.pulses);
             match self.rhythm.turn(is_round, clock::now()) {
                 Turn::Beat => self.beat(),
@@ -132,7 +133,6 @@ impl Beater {
                 Turn::Lapse => {
                     self.metrics.lapses.inc();
                     self.metrics.claiming.set(0);
-                    let waiting = self.rounds.waiting();
                     tracing::warn!(?waiting, "fallen open: queries take the ordinary path");
                 }
                 Turn::Wait => {}

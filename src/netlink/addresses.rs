@@ -1,6 +1,7 @@
 //! A dummy link and the addresses of links, for whoever needs an address of its own on this host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -28,6 +29,10 @@ const ADDRESS_HEAD: usize = 8;
 const ROUTE_HEAD: usize = 12;
 const ROUTE_TYPE: usize = 7;
 const LOCAL: u8 = 2;
+
+/// How often, and how far apart, is looked for the route of a new address.
+const ROUTE_TRIES: usize = 20;
+const ROUTE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Up (IFF_UP).
 const UP: u32 = 1;
@@ -161,10 +166,18 @@ impl Addresses {
             Err(error) if error.is_there_already() => {
                 // The route comes back with it.
                 self.remove(address)?;
-                self.add(address)
+                self.add(address)?;
             }
-            other => other,
+            other => other?,
         }
+        // The kernel makes the route of an IPv6 address a little later, on a thread of its own.
+        for _ in 0..ROUTE_TRIES {
+            if self.is_local(ip)? {
+                break;
+            }
+            std::thread::sleep(ROUTE_PAUSE);
+        }
+        Ok(())
     }
 
     /// Takes an address from a link.

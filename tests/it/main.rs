@@ -4,13 +4,15 @@
 //!
 //! Environment: `CI=true` makes a test that cannot run a failure, `IT_LONG` makes the flood last 60 s
 //! instead of 8 (for nightly runs), `IT_KEEP` leaves the tests' files in the temporary directory.
-//! `IT_ROUNDS`: how often kills and upgrades under load are repeated (3 unless said).
+//! `IT_ROUNDS`: how often kills, stops and upgrades are repeated (3 unless said).
 
 mod admin;
 mod answers;
 mod bind;
 mod cache;
+mod coexistence;
 mod conformance;
+mod deadman;
 mod drain;
 mod flood;
 mod harness;
@@ -23,6 +25,7 @@ mod pressure;
 mod privileges;
 mod reload;
 mod startup;
+mod steps;
 mod stubs;
 mod takeover;
 mod takeover_live;

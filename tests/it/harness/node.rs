@@ -24,7 +24,7 @@ pub const POD: [&str; 2] = ["10.244.0.2", "fd00:10:244::2"];
 const NODE: [&str; 2] = ["10.244.0.1", "fd00:10:244::1"];
 
 /// Translates what is asked of the cluster DNS, as kube-proxy does.
-const TRANSLATION: &str = "
+pub const TRANSLATION: &str = "
 table inet kube {
   chain services {
     meta nfproto ipv4 ip daddr 10.96.0.10 meta l4proto { udp, tcp } th dport 53 dnat ip to 10.244.0.1:5353
