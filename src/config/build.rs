@@ -11,8 +11,8 @@ use super::host::{self, Host};
 use super::reader::{self, Reader};
 use super::spec::{Spec, Table, Value, Written};
 use super::{
-    Admin, Cache, Config, Listen, Local, Log, LogFormat, Network, PortRange, Serve, StaticRecord,
-    cluster, endpoint, forms, intercept, keys, loops, zones,
+    Admin, Cache, Config, InterceptMode, Listen, Local, Log, LogFormat, Network, PortRange, Serve,
+    StaticRecord, cluster, endpoint, forms, intercept, keys, loops, zones,
 };
 
 /// Where admin listens unless told otherwise; node-cache's port, so that dashboards find it.
@@ -29,6 +29,10 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
     let upstream_mark = reader.integer("upstream_mark", &bounds::UPSTREAM_MARK);
     let upstream_mark = u32::try_from(upstream_mark).unwrap_or_default();
     let intercept = intercept::read(reader, &listen, host);
+    if intercept.mode == InterceptMode::None {
+        // Nobody could ask us; what is intercepted is served without any address of `listen`.
+        let _ = reader.some_list("listen", "address");
+    }
     let ours = [&listen[..], &intercept.answered(upstream_mark)].concat();
     refuse_loops(reader, &ours, &forward);
     let cache = read_cache(reader);
@@ -51,7 +55,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
 
 /// The addresses to answer on: those written, or loopback where it exists.
 fn read_listen(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Listen> {
-    let Some(items) = reader.some_list("listen", "address") else {
+    let Some(items) = reader.list("listen") else {
         let default = |ip| Listen {
             address: SocketAddr::new(ip, endpoint::DNS_PORT),
             device: None,

@@ -218,6 +218,9 @@ queries = 0.5
 "#,
         )
         .expect("valid");
+        let only =
+            load_text("listen = []\n[intercept]\naddresses = [\"10.96.0.10\"]\n").expect("valid");
+        assert!(only.listen.is_empty());
         assert_eq!(config.listen[0].address, "10.0.0.5:53".parse::<SocketAddr>().expect("valid"));
         assert_eq!(config.listen[1].address.to_string(), "[fe80::1%3]:5300");
         assert_eq!(config.listen[1].device.as_deref(), Some("eth0"));

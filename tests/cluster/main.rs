@@ -9,6 +9,7 @@ mod cost;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod harness;
+mod manifests;
 mod meter;
 #[allow(dead_code)]
 mod objects;

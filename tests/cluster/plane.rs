@@ -175,6 +175,29 @@ impl Plane {
         value
     }
 
+    /// Applies an object on the server's side, with strict validation of its fields, as `kubectl` may.
+    pub fn apply(&self, object: &Value) {
+        let query = "fieldManager=test&fieldValidation=Strict&force=true";
+        let request = http::Request::patch(format!("{}?{query}", path(object)))
+            .header("content-type", "application/apply-patch+yaml")
+            .body(object.to_string().into_bytes())
+            .expect("a request");
+        let applied = self.runtime.block_on(self.client.request_text(request));
+        applied.unwrap_or_else(|error| panic!("{}: {error}", path(object)));
+    }
+
+    /// One request with another token; the code and the body.
+    pub fn ask_as(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> (u16, Value) {
+        let config = self.kubeconfig("other", token);
+        self.runtime.block_on(async { ask(&connect(&config).await, method, path, body).await })
+    }
+
     /// Makes an object.
     pub fn make(&self, object: &Value) -> Value {
         self.must("POST", &folder(object), Some(object))

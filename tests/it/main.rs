@@ -18,6 +18,7 @@ mod flood;
 mod harness;
 mod hostile;
 mod links;
+mod manifests;
 mod netfilter;
 mod opinion;
 mod ports;

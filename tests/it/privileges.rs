@@ -151,3 +151,83 @@ fn without_the_capability_the_error_names_it_and_the_mode_that_works() {
         assert!(status(&daemon, "CapPrm").iter().all(|set| set == NONE), "nothing is left");
     });
 }
+
+#[test]
+fn the_system_calls_are_those_that_the_page_about_seccomp_lists() {
+    needs!("ip", "nft", "conntrack", "unshare", "nsenter", "strace");
+    let page = include_str!("../../deploy/kubernetes/README.md");
+    let list = page.split("## seccomp").nth(1).and_then(|part| part.split("```").nth(1));
+    let listed: Vec<_> = list.expect("a list").split_whitespace().skip(1).collect();
+    namespace::inside(|| {
+        let (node, upstream) = (Node::new(), Sink::start(|seen| sink::ordinary(seen).now()));
+        let place = Place::new();
+        let intercept = format!("intercept = {{ mode = \"takeover\", addresses = {ASKED:?} }}");
+        let config = configuration(&place, &upstream, &intercept);
+        let trace = place.path("trace");
+        let mut launcher = command("strace");
+        launcher.args(["-f", "-qq", "-o"]).arg(&trace).arg(env!("CARGO_BIN_EXE_nodens"));
+        let mut daemon = start(launcher, place, config);
+        node.ask_all("traced");
+        daemon.reload(&format!("{}\n[log]\nlevel = \"debug\"\n", daemon.text));
+        assert!(until(Duration::from_secs(10), || daemon.log().contains("configuration reloaded")));
+        let text = || std::fs::read_to_string(&trace).expect("a trace");
+        let pid = text().split_whitespace().next().expect("a line").to_owned();
+        assert!(
+            command("sh").args(["-c", &format!("kill {pid}")]).status().expect("sh runs").success()
+        );
+        daemon.process.wait(Duration::from_secs(20)).expect("it ends");
+        // "12 read(…", "12 <... read resumed>…", "12 +++ exited", "12 --- SIGTERM".
+        let name = |line: &str| {
+            let call = line.split_once(' ')?.1.trim_start().split('(').next()?.to_owned();
+            call.chars().all(|char| char.is_ascii_alphanumeric() || char == '_').then_some(call)
+        };
+        let text = text();
+        let called: std::collections::BTreeSet<_> = text.lines().filter_map(name).collect();
+        assert!(called.contains("capset") && called.contains("sendmmsg"), "{called:?}");
+        let missing: Vec<_> =
+            called.iter().filter(|call| !listed.contains(&call.as_str())).collect();
+        assert!(missing.is_empty(), "not on the page: {missing:?}");
+    });
+}
+
+/// Makes the folder of the programs reachable for others, in a mount namespace of its own, where a folder
+/// above it is closed; then becomes nobody.
+const AS_NOBODY: &str = r#"
+    become() { setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all -- "$@"; }
+    if ! become test -x "$1"; then
+        mount --bind "$FOLDER" "$HOLD"
+        mount -t tmpfs none "/$(echo "$FOLDER" | cut -d/ -f2)"
+        mkdir -p "$FOLDER"
+        mount --bind "$HOLD" "$FOLDER"
+    fi
+    become "$@"
+"#;
+
+#[test]
+fn the_namespace_tests_pass_for_an_unprivileged_user_too() {
+    needs!("ip", "nft", "conntrack", "unshare", "nsenter", "setpriv");
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        return; // They all ran so already.
+    }
+    let (hold, this) = (Place::new(), std::env::current_exe().expect("this executable"));
+    let folder = Path::new(env!("CARGO_BIN_EXE_nodens")).parent().expect("a folder");
+    let output = command("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-euc", AS_NOBODY, "sh"])
+        .arg(&this)
+        .args(["--test-threads", "1", "--exact"])
+        .args([
+            "privileges::started_with_every_capability_it_keeps_two_and_intercepts",
+            "takeover::pods_and_host_processes_are_answered_by_us_without_conntrack",
+            "takeover::a_killed_daemon_leaves_the_ordinary_path_and_the_next_collects_what_it_left",
+            "takeover::a_stopped_daemon_falls_open_within_a_second_and_comes_back_when_it_goes_on",
+            "takeover::a_second_instance_takes_over_and_the_first_drains",
+        ])
+        .envs([("FOLDER", folder), ("HOLD", hold.as_path())])
+        .output()
+        .expect("unshare runs");
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success() && text[0].contains("5 passed"), "{}", text.concat());
+    assert!(!text.concat().contains("NOT RUN"), "{}", text.concat());
+}

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod http;
 pub mod knot;
 pub mod load;
+pub mod manifests;
 pub mod message;
 pub mod namespace;
 pub mod node;
