@@ -52,6 +52,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["rustls", "webpki_roots"], &["src/upstream/", "src/stub/stream.rs"]),
+    (&["rustls_native_certs"], &["src/upstream/"]),
     (&["tokio_rustls"], &["src/stub/stream.rs"]), // the bench asks by DNS over TLS
     (
         &["socket2", "libc"],

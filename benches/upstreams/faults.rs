@@ -125,6 +125,7 @@ fn away(plan: &Plan, kind: Kind, silent: bool) -> io::Result<Row> {
     let arrived = sent.map(|sent| sent as f64 / plan.seconds as f64);
     Ok(Row::new(kind, if silent { "all silent" } else { "all refuse" })
         .cell("cached names answered", format!("{all:.3}%"))
+        .cell("SERVFAIL", known.iter().filter(|ask| ask.rcode != 0).count())
         .cell("p50", format!("{:.2}ms", quantile(&later, 0.5)))
         .cell("p99", format!("{p99:.2}ms"))
         .cell("upstream q/s", arrived.map_or("-".to_owned(), |rate| format!("{rate:.0}")))

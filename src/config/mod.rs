@@ -145,10 +145,13 @@ pub struct Forward {
     pub retransmit_max: Duration,
     /// Pass the upstream's AD bit on (RFC 6840 §5.7); only for a trusted path.
     pub trust_ad: bool,
-    /// PEM file of the only roots to trust for `tls` and `https`; default: webpki roots.
+    /// PEM file of the only roots to trust for `tls` and `https`, or [`SYSTEM_ROOTS`]; default: webpki roots.
     pub tls_ca: Option<PathBuf>,
     pub rewrite: Rewrite,
 }
+
+/// What `tls_ca` says where the roots of the system are to be trusted.
+pub const SYSTEM_ROOTS: &str = "system";
 
 /// Where a zone's upstreams come from.
 #[derive(Clone, Debug, PartialEq, Eq)]

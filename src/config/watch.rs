@@ -144,7 +144,7 @@ pub fn files_of(config: &Config, file: Option<&Path>) -> BTreeSet<PathBuf> {
     let mut files: BTreeSet<PathBuf> = file.into_iter().map(Path::to_owned).collect();
     files.extend(config.local.hosts.clone());
     for forward in &config.forward {
-        files.extend(forward.tls_ca.clone());
+        files.extend(forward.tls_ca.clone().filter(|path| path != Path::new(super::SYSTEM_ROOTS)));
         if let UpstreamSource::ResolvConf(path) = &forward.upstreams {
             files.insert(path.clone());
         }

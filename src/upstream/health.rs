@@ -16,7 +16,7 @@ const FAILING_AFTER: u32 = 5;
 const DOWN_AFTER: u32 = 5;
 
 /// How long an upstream that is down has been silent at least.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// The time between two probes of an upstream that is not well; it is back within two seconds.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -75,7 +75,14 @@ impl Health {
     /// Records that a query has waited long enough without a response.
     pub fn on_unanswered(&mut self, now: Instant) -> Option<Change> {
         self.unanswered = self.unanswered.saturating_add(1);
-        let since = *self.silent_since.get_or_insert(now);
+        self.silent_since.get_or_insert(now);
+        self.look(now)
+    }
+
+    /// Tells whether silence has lasted until the upstream counts as down; to be called now and then, since
+    /// it may be that nobody asks any more whose wait could end.
+    pub fn look(&mut self, now: Instant) -> Option<Change> {
+        let since = self.silent_since.unwrap_or(now);
         let silent = now.saturating_duration_since(since) >= SILENCE;
         (self.unanswered >= DOWN_AFTER && silent).then(|| self.go_down()).flatten()
     }
@@ -159,8 +166,22 @@ mod tests {
                 (down, None),
             ]
         );
+        assert_eq!(health.look(start + 9000 * MS), None, "said once");
         assert_eq!(health.on_response(MS, false), Some(Change::CameBack));
         assert_eq!(health.standing(), Standing::Well);
+    }
+
+    #[test]
+    fn silence_makes_an_upstream_down_although_nobody_asks_any_more() {
+        let (mut health, start) = (Health::default(), start());
+        for _ in 0..1000 {
+            assert_eq!(health.on_unanswered(start), None);
+        }
+        assert_eq!(health.look(start + SILENCE - MS), None);
+        assert_eq!(health.look(start + SILENCE), Some(Change::WentDown));
+        let mut few = Health::default();
+        few.on_unanswered(start);
+        assert_eq!(few.look(start + 10 * SILENCE), None, "one lost query is no silence");
     }
 
     #[test]

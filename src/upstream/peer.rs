@@ -244,11 +244,13 @@ impl Peer {
     /// down, and the one that went wrong, for upstreams that serve few zones and drop all else.
     pub fn due_probes(&self, now: Instant) -> Vec<Query> {
         let mut learned = self.learned();
-        if self.is_gone() || !learned.health.is_probe_due(now) {
-            return Vec::new();
-        }
-        let root = Query::new(Name::root(), Qtype::NS);
-        [Some(root), learned.probe.clone()].into_iter().flatten().collect()
+        let change = learned.health.look(now);
+        let is_due = !self.is_gone() && learned.health.is_probe_due(now);
+        let last = learned.probe.clone().filter(|_| is_due);
+        drop(learned);
+        self.log(change);
+        let root = is_due.then(|| Query::new(Name::root(), Qtype::NS));
+        root.into_iter().chain(last).collect()
     }
 
     /// Says a change of state, once.
