@@ -95,7 +95,8 @@ fn measure(plan: Plan) -> io::Result<bool> {
     let mut rows = Vec::new();
     {
         let echo = servers::echo()?;
-        let (nodens, admin) = servers::nodens(&place, knot.address)?;
+        let (nodens, admin) = servers::nodens(&place, knot.address, "per-query")?;
+        let (pooled, _) = servers::nodens(&place, knot.address, "pooled")?;
         for _ in 0..plan.rounds {
             push(&mut rows, "echo", load::run(&echo, &names.known, Passes::Any, plan.seconds)?);
             warm(&nodens, &names.known)?;
@@ -103,6 +104,9 @@ fn measure(plan: Plan) -> io::Result<bool> {
             let fresh = names.fresh(plan.seconds)?;
             let miss = load::run(&nodens, &fresh, Passes::One, plan.seconds)?;
             push(&mut rows, "nodens miss", miss);
+            let fresh = names.fresh(plan.seconds)?;
+            let miss = load::run(&pooled, &fresh, Passes::One, plan.seconds)?;
+            push(&mut rows, "nodens miss, pooled", miss);
         }
     }
     for (name, start) in servers::peers().into_iter().filter(|_| plan.peers) {
@@ -167,13 +171,13 @@ fn report(rows: &[Row], plan: Plan) -> bool {
         "\nmedian of {} x {} s; CPU of the server, user and system",
         plan.rounds, plan.seconds
     );
-    println!("{:16} {:>12} {:>10} {:>10}", "", "µs per query", "x echo", "queries/s");
+    println!("{:20} {:>12} {:>10} {:>10}", "", "µs per query", "x echo", "queries/s");
     let mut holds = measure > 0.0;
     for row in rows {
         let sample = row.median();
         let micros = sample.cost.as_secs_f64() * 1e6;
         let ratio = sample.cost.as_secs_f64() / measure;
-        println!("{:16} {micros:>12.2} {ratio:>10.2} {:>10.0}", row.name, sample.rate);
+        println!("{:20} {micros:>12.2} {ratio:>10.2} {:>10.0}", row.name, sample.rate);
         for doubt in row.samples.iter().filter_map(Sample::doubt) {
             println!("{:16} not to be believed: {doubt}", "");
             holds = false;

@@ -53,6 +53,19 @@ impl Server {
         Err(io::Error::other(format!("{name} gave no answer within 20 s")))
     }
 
+    /// Binds every thread of the process to `cores`, also those that chose one for themselves.
+    pub fn bind_threads(&self, cores: Cores) -> io::Result<()> {
+        let Some(list) = list(cores) else { return Ok(()) };
+        let mut command = Command::new("taskset");
+        command.args(["-a", "-p", "-c", &list, &self.child.id().to_string()]);
+        let output = command.output()?;
+        output
+            .status
+            .success()
+            .then_some(())
+            .ok_or_else(|| io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
     /// CPU time of the process so far, user and system.
     pub fn cpu(&self) -> io::Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
@@ -66,19 +79,25 @@ impl Server {
     }
 }
 
+/// The cores as `taskset` takes them; `None` on a machine with only one.
+fn list(cores: Cores) -> Option<String> {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    (count > 1).then(|| match cores {
+        Cores::First => "0".to_owned(),
+        Cores::Others => format!("1-{}", count - 1),
+    })
+}
+
 /// The same command, bound to `cores` where the machine has more than one.
 pub fn bound(command: &Command, cores: Cores) -> Command {
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut wrapped = Command::new("taskset");
-    match cores {
-        Cores::First => wrapped.args(["-c", "0"]),
-        Cores::Others => wrapped.args(["-c", &format!("1-{}", count.max(2) - 1)]),
+    let mut wrapped = match list(cores) {
+        Some(list) => {
+            let mut taskset = Command::new("taskset");
+            taskset.args(["-c", &list]).arg(command.get_program());
+            taskset
+        }
+        None => Command::new(command.get_program()),
     };
-    if count < 2 {
-        wrapped = Command::new(command.get_program());
-    } else {
-        wrapped.arg(command.get_program());
-    }
     wrapped.args(command.get_args());
     wrapped
 }

@@ -23,7 +23,10 @@ pub fn knot(place: &Place) -> io::Result<Server> {
     );
     let mut command = Command::new("knotd");
     command.arg("-c").arg(place.write("knot.conf", &text)?);
-    Server::start("knot", &command, address, Cores::Others)
+    let knot = Server::start("knot", &command, address, Cores::Others)?;
+    // Its worker has bound itself to the first core, where it would interrupt what is measured.
+    knot.bind_threads(Cores::Others)?;
+    Ok(knot)
 }
 
 /// The measure: this program as the echo.
@@ -34,15 +37,20 @@ pub fn echo() -> io::Result<Server> {
     Server::start("echo", &command, address, Cores::First)
 }
 
-/// The daemon, and its admin address.
-pub fn nodens(place: &Place, upstream: SocketAddr) -> io::Result<(Server, SocketAddr)> {
+/// The daemon with a policy of source ports, and its admin address.
+pub fn nodens(
+    place: &Place,
+    upstream: SocketAddr,
+    ports: &str,
+) -> io::Result<(Server, SocketAddr)> {
     let (address, admin) = (free_address()?, free_address()?);
     let text = format!(
-        "listen = [\"{address}\"]\nupstreams = [\"{upstream}\"]\n\n\
+        "listen = [\"{address}\"]\n\n\
+         [[forward]]\nzone = \".\"\nupstreams = [\"{upstream}\"]\nports = \"{ports}\"\n\n\
          [admin]\nlisten = [\"{admin}\"]\nsocket = \"\"\n\n[log]\nlevel = \"error\"\n"
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
-    command.args(["run", "--config"]).arg(place.write("nodens.toml", &text)?);
+    command.args(["run", "--config"]).arg(place.write(&format!("nodens-{ports}.toml"), &text)?);
     Ok((Server::start("nodens", &command, address, Cores::First)?, admin))
 }
 
