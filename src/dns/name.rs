@@ -22,11 +22,10 @@ pub type ByConfig = BuildHasherDefault<NameHasher>;
 
 impl Hasher for NameHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            let mixed = self.0.rotate_left(5) ^ u64::from_le_bytes(word);
-            self.0 = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (words, rest) = bytes.as_chunks::<8>();
+        let last = rest.iter().fold(1, |word, byte| word << 8 | u64::from(*byte));
+        for word in words.iter().map(|word| u64::from_le_bytes(*word)).chain([last]) {
+            self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
     }
 
@@ -176,6 +175,15 @@ pub fn suffixes(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The top-level domain of a valid wire name, as a wire name; the root's is the root.
+pub fn top(wire: &[u8]) -> &[u8] {
+    let mut last = wire;
+    for suffix in suffixes(wire).take_while(|suffix| suffix.len() > 1) {
+        last = suffix;
+    }
+    last
+}
+
 /// Reads what follows a backslash: `DDD` or one character; gives the byte and how much was used.
 fn unescape(rest: &[u8]) -> Option<(u8, usize)> {
     match *rest {
@@ -234,6 +242,15 @@ impl std::str::FromStr for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_top_of_a_name_is_its_last_label() {
+        for (name, expected) in [("a.b.example.org", "org"), ("org", "org"), (".", ".")] {
+            let (name, expected) = (Name::from_text(name), Name::from_text(expected));
+            let (name, expected) = (name.expect("a name"), expected.expect("a name"));
+            assert_eq!(top(name.as_wire()), expected.as_wire());
+        }
+    }
 
     #[test]
     fn text_becomes_folded_wire_and_back() {

@@ -199,7 +199,9 @@ impl Query {
     /// query's own name but for case.
     pub fn to_wire(&self, id: u16, qname: &[u8], edns: bool) -> Vec<u8> {
         debug_assert!(qname.eq_ignore_ascii_case(self.qname.as_wire()));
-        let mut out = vec![0; HEADER_LEN];
+        let question_end = HEADER_LEN + qname.len() + 4;
+        let mut out = Vec::with_capacity(question_end + super::edns::OPT_LEN);
+        out.resize(HEADER_LEN, 0);
         let mut flags = 0;
         for (set, bit) in [(self.recursion_desired, flag::RD), (self.checking_disabled, flag::CD)] {
             if set {
@@ -209,14 +211,13 @@ impl Query {
         wire::put_u16(&mut out, 0, id);
         wire::put_u16(&mut out, 2, flags);
         wire::put_u16(&mut out, 4, 1);
-        out.extend(qname);
-        out.extend(self.qtype.0.to_be_bytes());
-        out.extend(self.qclass.0.to_be_bytes());
+        out.extend_from_slice(qname);
+        out.extend_from_slice(&self.qtype.0.to_be_bytes());
+        out.extend_from_slice(&self.qclass.0.to_be_bytes());
         if edns {
             wire::put_u16(&mut out, 10, 1);
-            let at = out.len();
-            out.resize(at + super::edns::OPT_LEN, 0);
-            super::edns::write_opt(&mut out, at, 0, self.dnssec_ok, &[]);
+            out.resize(question_end + super::edns::OPT_LEN, 0);
+            super::edns::write_opt(&mut out, question_end, 0, self.dnssec_ok, &[]);
         }
         out
     }

@@ -37,7 +37,10 @@ impl Resolver {
         match self.cache.lookup(&key, now) {
             Found::Fresh(entry) => return Ok(Response { aging: entry.aging(now), entry }),
             _ if !query.recursion_desired => return Err(ResolveError::NotRecursive),
-            Found::Stale(entry) => return Ok(self.renew_or_stale(query, &key, zone, entry).await),
+            Found::Stale(entry) => {
+                // Boxed, as all that is rare: each miss would carry it along.
+                return Ok(Box::pin(self.renew_or_stale(query, &key, zone, entry)).await);
+            }
             Found::Absent => self.cache.metrics().misses.inc(),
         };
         if let Some(failure) = self.cache.failure(&key, now) {
@@ -203,7 +206,7 @@ impl Resolver {
         // A failure counts as NODATA: many a server fails for AAAA alone (RFC 6147 §5.1.2, §5.1.3).
         let asked = Query { qtype: Qtype::A, ..query.clone() };
         let left = zone.group.timeout().saturating_sub(clock::now() - began);
-        let response = self.addresses(&asked, zone, left).await;
+        let response = Box::pin(self.addresses(&asked, zone, left)).await;
         let least = dns64::least_ttl(received.as_ref().ok());
         response.and_then(|a| dns64.synthesise(&a, &asked, least)).map_or(received, Ok)
     }

@@ -1,12 +1,12 @@
 //! Our own data: special-use names, static records, the hosts file, and our version.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::hosts::Hosts;
 use crate::config;
 use crate::dns::build::{self, LocalRecord};
-use crate::dns::name::{ByConfig, Name};
+use crate::dns::name::{ByConfig, Name, top};
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 use crate::dns::ttl::Ttl;
@@ -60,6 +60,8 @@ pub struct Local {
     names: HashMap<Name, Vec<LocalRecord>, ByConfig>,
     /// Special-use trees by apex in wire form.
     trees: HashMap<Box<[u8]>, Tree, ByConfig>,
+    /// The top-level domains of all these, in wire form.
+    tops: HashSet<Box<[u8]>, ByConfig>,
     version: Option<String>,
     ttl: Ttl,
 }
@@ -100,12 +102,20 @@ impl Local {
                 records.push(record);
             }
         }
-        Self { names, trees: trees(config), version: config.version.clone(), ttl }
+        let trees = trees(config);
+        let all = names.keys().map(Name::as_wire).chain(trees.keys().map(|apex| &**apex));
+        let tops = all.map(|name| top(name).into()).collect();
+        Self { names, trees, tops, version: config.version.clone(), ttl }
     }
 
     /// The records of `qname`, if it is a name of ours.
     pub fn exact(&self, qname: &Name) -> Option<LocalMatch<'_>> {
         self.names.get(qname).map(|records| LocalMatch::Exact { records, ttl: self.ttl })
+    }
+
+    /// Tells whether anything of ours lies below the top-level domain of `qname`.
+    pub fn may_hold(&self, qname: &Name) -> bool {
+        self.tops.contains(top(qname.as_wire()))
     }
 
     /// The special-use tree whose apex is `suffix` (wire form), if there is one.

@@ -97,7 +97,7 @@ impl Resolver {
             return self.chaos(query);
         }
         if query.qtype == Qtype::ANY && carrier == Carrier::Datagram {
-            return self.any(query).await;
+            return Box::pin(self.any(query)).await;
         }
         let routes = self.routes.load_full();
         match routes.route(&query.qname) {
@@ -137,7 +137,7 @@ impl Resolver {
     ) -> Result<Response, ResolveError> {
         match answer {
             LocalAnswer::Whole(encoded) => Ok(self.local(query, encoded, from)),
-            LocalAnswer::Alias(alias) => self.follow(query, alias, Origin::Local).await,
+            LocalAnswer::Alias(alias) => Box::pin(self.follow(query, alias, Origin::Local)).await,
         }
     }
 

@@ -82,7 +82,9 @@ impl Routes {
 
     /// Who answers for `qname`, `cluster` among them.
     fn among<'a>(&'a self, qname: &Name, cluster: Option<&'a ClusterZone>) -> Route<'a> {
-        if let Some(exact) = self.local.exact(qname) {
+        // Most names have nothing to do with our own data, as their top-level domain tells already.
+        let may_be_local = self.local.may_hold(qname);
+        if may_be_local && let Some(exact) = self.local.exact(qname) {
             return Route::Local(exact);
         }
         if let Some(zone) = cluster.filter(|zone| zone.cluster.owns_reverse(qname)) {
@@ -98,7 +100,7 @@ impl Routes {
             if let Some(zone) = self.forward.get(suffix) {
                 return Route::Forward(zone);
             }
-            if let Some(special) = self.local.special(suffix, qname) {
+            if may_be_local && let Some(special) = self.local.special(suffix, qname) {
                 return Route::Local(special);
             }
         }

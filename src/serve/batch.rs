@@ -13,7 +13,7 @@ pub const BATCH: usize = 32;
 pub const DATAGRAM: usize = 4096;
 
 /// Room for one IP_PKTINFO or IPV6_PKTINFO control message.
-const CONTROL: usize = 64;
+const CONTROL: usize = 40;
 
 /// Control messages must be aligned like their header.
 #[derive(Clone, Copy)]
@@ -23,7 +23,8 @@ struct Control([u8; CONTROL]);
 /// Who sent a datagram, and to which of our addresses: what a response needs to go back.
 #[derive(Clone, Copy)]
 pub struct Peer {
-    name: libc::sockaddr_storage,
+    /// Room for a sockaddr_in too.
+    name: libc::sockaddr_in6,
     name_len: libc::socklen_t,
     control: Control,
     control_len: usize,
@@ -32,23 +33,22 @@ pub struct Peer {
 impl Peer {
     /// Nobody yet.
     const fn empty() -> Self {
-        // SAFETY: sockaddr_storage is plain old data; all zeroes is a valid value (AF_UNSPEC).
+        // SAFETY: sockaddr_in6 is plain old data; all zeroes is a valid value (AF_UNSPEC).
         let name = unsafe { mem::zeroed() };
         Self { name, name_len: 0, control: Control([0; CONTROL]), control_len: 0 }
     }
 
     /// The source address.
     pub fn source(&self) -> SocketAddr {
-        match i32::from(self.name.ss_family) {
+        match i32::from(self.name.sin6_family) {
             libc::AF_INET => {
-                // SAFETY: the kernel wrote a sockaddr_in; sockaddr_storage is at least as large and aligned.
+                // SAFETY: the kernel wrote a sockaddr_in; sockaddr_in6 is at least as large and aligned.
                 let v4 = unsafe { &*(&raw const self.name).cast::<libc::sockaddr_in>() };
                 let address = Ipv4Addr::from_bits(u32::from_be(v4.sin_addr.s_addr));
                 SocketAddrV4::new(address, u16::from_be(v4.sin_port)).into()
             }
             libc::AF_INET6 => {
-                // SAFETY: as above, for sockaddr_in6.
-                let v6 = unsafe { &*(&raw const self.name).cast::<libc::sockaddr_in6>() };
+                let v6 = &self.name;
                 let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
                 let port = u16::from_be(v6.sin6_port);
                 SocketAddrV6::new(address, port, v6.sin6_flowinfo, v6.sin6_scope_id).into()
@@ -130,7 +130,7 @@ impl Inbox {
             std::array::from_fn(|i| iovec(self.buffers[i].as_mut_ptr(), DATAGRAM));
         let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| {
             let peer = &mut self.peers[i];
-            peer.name_len = socklen::<libc::sockaddr_storage>();
+            peer.name_len = socklen::<libc::sockaddr_in6>();
             peer.control_len = CONTROL;
             libc::mmsghdr { msg_hdr: header(peer, &mut iovs[i], socket.wildcard), msg_len: 0 }
         });

@@ -18,7 +18,7 @@ use super::peer::Peer;
 use super::ports::PortClass;
 use super::select;
 use super::verify::Style;
-use super::{ExchangeError, Group, Member, Received};
+use super::{ExchangeError, Group, Received};
 use crate::clock;
 use crate::config::Transport;
 use crate::dns::query::Query;
@@ -57,8 +57,8 @@ struct Candidate {
 
 impl Candidate {
     /// One that was not asked yet.
-    fn new(member: &Member) -> Self {
-        Self { peer: Arc::clone(&member.peer), is_out: false, asked: 0 }
+    fn new(peer: &Arc<Peer>) -> Self {
+        Self { peer: Arc::clone(peer), is_out: false, asked: 0 }
     }
 }
 
@@ -120,22 +120,21 @@ impl<'a> Exchange<'a> {
     /// An exchange with the group's upstreams in the order of this moment.
     fn new(group: &'a Group, query: &'a Query, limit: Duration) -> Result<Self, ExchangeError> {
         let members = group.members.load();
-        let usable: Vec<_> = members.iter().filter(|member| !member.is_looping()).collect();
+        let usable = members.iter().filter(|member| !member.is_looping());
+        let mut candidates: Vec<_> = usable.map(|member| Candidate::new(&member.peer)).collect();
         match members.first() {
             None if !group.is_moving() => return Err(ExchangeError::NoUpstream),
-            Some(first) if usable.is_empty() => {
+            Some(first) if candidates.is_empty() => {
                 return Err(ExchangeError::Loop { upstream: Arc::clone(&first.peer.form) });
             }
             _ => {}
         }
-        let order = match usable.len() {
-            0 | 1 => (0..usable.len()).collect(),
-            _ => {
-                let views: Vec<_> = usable.iter().map(|member| member.peer.view()).collect();
-                select::order(&views, &mut rand::rng())
-            }
-        };
-        let candidate = |index: usize| usable.get(index).map(|member| Candidate::new(member));
+        if candidates.len() > 1 {
+            let views: Vec<_> = candidates.iter().map(|known| known.peer.view()).collect();
+            let order = select::order(&views, &mut rand::rng()).into_iter();
+            let at = |index: usize| Some(Candidate::new(&candidates.get(index)?.peer));
+            candidates = order.filter_map(at).collect();
+        }
         let started = clock::now();
         group.budget().begin(started);
         group.count_if_down();
@@ -147,7 +146,7 @@ impl<'a> Exchange<'a> {
             deadline: started + limit,
             again_at: started,
             wait: Duration::ZERO,
-            candidates: order.into_iter().filter_map(candidate).collect(),
+            candidates,
             running: Vec::new(),
             failure: None,
         })
@@ -257,7 +256,7 @@ impl<'a> Exchange<'a> {
         for member in self.group.members.load().iter().filter(|member| !member.is_looping()) {
             let is_candidate = |known: &Candidate| Arc::ptr_eq(&known.peer, &member.peer);
             if !self.candidates.iter().any(|known| is_candidate(known) && !known.is_out) {
-                self.candidates.push(Candidate::new(member));
+                self.candidates.push(Candidate::new(&member.peer));
             }
         }
         if !self.running.is_empty() {
