@@ -4,14 +4,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "kubernetes")]
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::endpoints::Feed;
+#[cfg(feature = "kubernetes")]
+use super::{takeover::ClusterDns, watching::Watching};
 use crate::admin::readiness::Gate;
 use crate::cache::Cache;
 use crate::clock;
 use crate::cluster::files::{FileError, Files};
 use crate::cluster::object::ServiceKey;
+#[cfg(feature = "kubernetes")]
+use crate::cluster::watch::WatchError;
 use crate::cluster::{Changes, Cluster, Event, Settings};
 use crate::config::{self, ClusterSource, Config, EndpointSource};
 use crate::dns::ttl::Ttl;
@@ -62,7 +68,7 @@ pub fn route(config: &Config, cluster: &Arc<Cluster>, metrics: &Metrics) -> Opti
 impl Publisher {
     /// Takes events in that were read at `read_at`, and lets everybody know: afterwards every query sees
     /// their changes.
-    pub fn publish(&self, events: Vec<Event>, read_at: Instant) {
+    pub fn publish(&self, events: Vec<Event>, read_at: Instant) -> Changes {
         let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
         let was_synced = self.cluster.is_synced();
         let changes = self.cluster.apply(events);
@@ -83,6 +89,7 @@ impl Publisher {
             self.feed.set(&EndpointSource::Service(key), addresses.clone());
         }
         self.count(count, &changes, read_at);
+        changes
     }
 
     /// Counts what was published.
@@ -107,6 +114,8 @@ impl Publisher {
 pub struct Life {
     publisher: Publisher,
     folder: Option<Folder>,
+    #[cfg(feature = "kubernetes")]
+    watching: Option<Watching>,
 }
 
 impl Life {
@@ -119,7 +128,27 @@ impl Life {
             folder.look(vec![Event::Synced]);
             folder
         });
-        Self { publisher, folder }
+        Self {
+            publisher,
+            folder,
+            #[cfg(feature = "kubernetes")]
+            watching: None,
+        }
+    }
+
+    /// Begins to watch the API server where the configuration wants it; `dns` learns of the cluster DNS.
+    ///
+    /// # Errors
+    /// When the API server cannot be watched at all; that it is away is none.
+    #[cfg(feature = "kubernetes")]
+    pub async fn connect(
+        &mut self,
+        config: &Config,
+        dns: watch::Sender<ClusterDns>,
+        metrics: &Metrics,
+    ) -> Result<(), WatchError> {
+        self.watching = Watching::begin(&self.publisher, config, (dns, metrics)).await?;
+        Ok(())
     }
 
     /// Follows the source for ever, in tasks of the runtime around; `gate` passes when the zone is there, or
@@ -129,6 +158,10 @@ impl Life {
         tokio::spawn(gate.pass_once(move || cluster.is_synced(), PATIENCE));
         if let Some(folder) = self.folder {
             tokio::spawn(folder.follow());
+        }
+        #[cfg(feature = "kubernetes")]
+        if let Some(watching) = self.watching {
+            tokio::spawn(watching.follow());
         }
     }
 }
@@ -167,7 +200,7 @@ impl Folder {
         self.publisher.metrics.files_failed.inc_by(failed);
         looked.events.extend(more);
         if !looked.events.is_empty() {
-            self.publisher.publish(looked.events, read_at);
+            drop(self.publisher.publish(looked.events, read_at));
         }
     }
 }

@@ -14,6 +14,8 @@ pub mod privileges;
 pub mod reach;
 pub mod routes;
 pub mod takeover;
+#[cfg(feature = "kubernetes")]
+pub mod watching;
 pub mod workers;
 
 use std::io;
@@ -31,6 +33,8 @@ use self::takeover::Takeover;
 use self::workers::Workers;
 use crate::admin::{self, DoorsError};
 use crate::cache::Cache;
+#[cfg(not(feature = "kubernetes"))]
+use crate::config::ClusterSource;
 use crate::config::Config;
 use crate::config::error::ConfigErrors;
 use crate::config::load::Sources;
@@ -63,6 +67,12 @@ pub enum StartError {
     Nothing,
     #[error(transparent)]
     Intercept(#[from] InterceptError),
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Watch(#[from] crate::cluster::watch::WatchError),
+    #[cfg(not(feature = "kubernetes"))]
+    #[error("this nodens was built without Kubernetes: cluster.source can only be \"files\"")]
+    NoWatch,
     #[error(transparent)]
     Admin(#[from] DoorsError),
     #[error("cannot start a thread or runtime: {0}")]
@@ -74,6 +84,10 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Telemetry(_) | Self::Routes(_) => 2,
+            #[cfg(feature = "kubernetes")]
+            Self::Watch(_) => 2,
+            #[cfg(not(feature = "kubernetes"))]
+            Self::NoWatch => 2,
             Self::Privileges(_)
             | Self::Bind(_)
             | Self::Nothing
@@ -183,6 +197,16 @@ impl Parts {
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "nodens answers");
         let place = Place::new(&self.config, front_ends, &self.pulses, &self.front.metrics);
         let mut takeover = Takeover::start(self.claims, &self.config, place)?;
+        #[cfg_attr(not(feature = "kubernetes"), allow(unused_mut))]
+        let mut cluster = self.cluster;
+        #[cfg(feature = "kubernetes")]
+        if let Some(cluster) = &mut cluster {
+            cluster.connect(&self.config, takeover.reporter(), &self.front.metrics).await?;
+        }
+        #[cfg(not(feature = "kubernetes"))]
+        if !matches!(self.config.cluster.source, None | Some(ClusterSource::Files)) {
+            return Err(StartError::NoWatch);
+        }
         let shutdown = self.shutdown.clone();
         let control = Control {
             sources,
@@ -191,7 +215,7 @@ impl Parts {
             telemetry: self.telemetry,
             pulses: self.pulses,
             shutdown: self.shutdown,
-            cluster: self.cluster,
+            cluster,
         };
         let live = (signals, &mut takeover);
         control.run(self.config, doors, self.workers.handles(), live).await;

@@ -5,6 +5,7 @@
 //! Environment: `CI=true` makes a test that cannot run (no Go) a failure; `CLUSTER_LONG` makes
 //! runs as long and clusters as large as operators fear (for nightly runs, in a release build).
 
+mod churn;
 mod cost;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
@@ -13,6 +14,7 @@ mod manifests;
 mod meter;
 #[allow(dead_code)]
 mod objects;
+mod outage;
 #[allow(dead_code)]
 mod plane;
 mod watching;

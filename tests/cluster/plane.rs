@@ -157,12 +157,6 @@ impl Plane {
         watches
     }
 
-    /// What a process of the control plane used so far: CPU time and memory of the API server.
-    pub fn used(&self) -> (Duration, u64) {
-        let server = self.server.as_ref().expect("a running API server");
-        (server.cpu(), server.resident())
-    }
-
     /// One request; the code and the body.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         self.runtime.block_on(ask(&self.client, method, path, body))
@@ -252,14 +246,6 @@ impl Plane {
     pub fn unbind(&self) {
         let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/nodens";
         self.must("DELETE", bindings, None);
-    }
-
-    /// The API server's own metrics.
-    pub fn metrics(&self) -> String {
-        self.runtime.block_on(async {
-            let request = http::Request::get("/metrics").body(Vec::new()).expect("a request");
-            self.client.request_text(request).await.expect("metrics")
-        })
     }
 
     /// What is outside the cluster: a DNS server that knows [`OUTSIDE`] and nothing else.
@@ -401,7 +387,7 @@ pub fn path(object: &Value) -> String {
 
 /// A running CoreDNS.
 pub struct CoreDns {
-    pub process: Process,
+    _process: Process,
     pub address: std::net::SocketAddr,
     _place: Place,
 }
@@ -430,6 +416,6 @@ impl CoreDns {
             }
         });
         assert!(is_ready, "CoreDNS is not ready:\n{}", process.log());
-        Self { process, address: here, _place: place }
+        Self { _process: process, address: here, _place: place }
     }
 }

@@ -78,7 +78,6 @@ impl Watching {
     }
 
     /// The next events; none when nothing happens for `limit`.
-    #[allow(dead_code)]
     pub fn more(&mut self, limit: Duration) -> Vec<Event> {
         let Self { watch, runtime, .. } = self;
         let batch = runtime.block_on(async { timeout(limit, watch.next()).await });
