@@ -306,9 +306,15 @@ impl Row {
         let mut text = String::new();
         for Happening { event, at_ms, in_flight, lost, settled_ms } in &timeline.events {
             let deed = event.as_str();
-            text += &format!(
-                "at {at_ms} ms {deed}: {in_flight} in flight, {lost} lost, all well {settled_ms:.0} ms later\n"
-            );
+            let end_ms = timeline.lost.len() as f64 * timeline.step_ms as f64;
+            // What is wrong in the last step is wrong for good.
+            let is_for_good = *at_ms as f64 + settled_ms + timeline.step_ms as f64 > end_ms;
+            let wellness = match is_for_good && *settled_ms > 0.0 {
+                true => "not well again to the end".to_owned(),
+                false => format!("all well {settled_ms:.0} ms later"),
+            };
+            text +=
+                &format!("at {at_ms} ms {deed}: {in_flight} in flight, {lost} lost, {wellness}\n");
         }
         if let Some(TcpSum { connections, queries, broken, closed, refused }) = self.tcp {
             text += &format!(

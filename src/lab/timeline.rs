@@ -40,7 +40,7 @@ pub struct Happening {
     pub in_flight: u64,
     /// Queries that lost a datagram and left after it (or up to 100 ms before) and before the next event.
     pub lost: u64,
-    /// The last query that was lost, slow, or answered by the wrong side left so long after it.
+    /// The last query that was lost, answered by the wrong side, or late by nodens, left so long after it.
     pub settled_ms: f64,
 }
 
@@ -50,6 +50,8 @@ enum Fate {
     Nodens,
     Cluster,
     Slow,
+    /// Late, but by the cluster DNS: the ordinary way was open.
+    SlowCluster,
     Lost,
 }
 
@@ -79,6 +81,7 @@ impl Diary {
         let fate = match outcome.waited() {
             None => Fate::Lost,
             Some(_) if outcome.lost > 0 => Fate::Lost,
+            Some(waited) if waited > PROMPT && outcome.is_authoritative => Fate::SlowCluster,
             Some(waited) if waited > PROMPT => Fate::Slow,
             Some(_) if outcome.is_authoritative => Fate::Cluster,
             Some(_) => Fate::Nodens,
@@ -94,6 +97,7 @@ impl Diary {
     pub(super) fn into_timeline(self, events: &[(Instant, Event)]) -> Timeline {
         let mut timeline = Timeline { step_ms: millis(STEP), ..Timeline::default() };
         for Told { left, fate, .. } in &self.fates {
+            let fate = if *fate == Fate::SlowCluster { Fate::Slow } else { *fate };
             let step = usize::try_from(left.as_millis() / STEP.as_millis()).unwrap_or(usize::MAX);
             let steps = [
                 (Fate::Nodens, &mut timeline.nodens),
@@ -103,7 +107,7 @@ impl Diary {
             ];
             for (kind, counts) in steps {
                 counts.resize(counts.len().max(step + 1), 0);
-                if let Some(count) = counts.get_mut(step).filter(|_| kind == *fate) {
+                if let Some(count) = counts.get_mut(step).filter(|_| kind == fate) {
                     *count += 1;
                 }
             }
@@ -136,8 +140,9 @@ impl Diary {
             _ => None,
         };
         let is_wrong = |fate: Fate| match expected {
+            Some(Fate::Cluster) => !matches!(fate, Fate::Cluster | Fate::SlowCluster),
             Some(expected) => fate != expected,
-            None => matches!(fate, Fate::Lost | Fate::Slow),
+            None => !matches!(fate, Fate::Nodens | Fate::Cluster),
         };
         let wrong = self.fates.iter().filter(|told| is_wrong(told.fate));
         let last = wrong.map(|told| told.left).filter(|left| (at..until).contains(left)).max();
