@@ -25,6 +25,7 @@ fn pods_and_host_processes_are_answered_without_conntrack_and_a_clean_exit_leave
     needs_node!();
     namespace::inside(|| {
         let (node, upstream) = (Node::new(), upstream());
+        node.settle();
         let before = (say("ip", &["address"]), say("nft", &["list", "ruleset"]));
         let mut daemon = start(upstream.address);
         say("conntrack", &["-F"]);

@@ -134,12 +134,7 @@ fn links_addresses_and_routes_change_by_ours_alone_and_the_same_at_each_start() 
     namespace::inside(|| {
         let (node, upstream) = (Node::new(), upstream());
         let state = || [say("ip", &["address"]), say("ip", &["route", "show", "table", "all"])];
-        // The kernel gives the test's own links their addresses in its own time.
-        let settled = || {
-            let addresses = say("ip", &["-6", "address"]);
-            addresses.matches("inet6 fe80").count() >= 3 && !addresses.contains("tentative")
-        };
-        assert!(until(Duration::from_secs(10), settled), "{}", say("ip", &["-6", "address"]));
+        node.settle();
         let before = state();
         let mut rounds = Vec::new();
         for _ in 0..2 {

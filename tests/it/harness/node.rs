@@ -89,6 +89,15 @@ impl Node {
         Self { cluster, pod, _place: place }
     }
 
+    /// Waits until the kernel has given the node's links the addresses that it gives by itself.
+    pub fn settle(&self) {
+        let settled = || {
+            let addresses = say("ip", &["-6", "address"]);
+            addresses.matches("inet6 fe80").count() >= 3 && !addresses.contains("tentative")
+        };
+        assert!(until(Duration::from_secs(10), settled), "{}", say("ip", &["-6", "address"]));
+    }
+
     /// Runs `body` on a thread in the pod.
     pub fn in_pod<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let file = File::open(format!("/proc/{}/ns/net", self.pod.pid())).expect("the pod lives");
