@@ -10,6 +10,7 @@ mod admin;
 mod answers;
 mod bind;
 mod cache;
+mod cluster;
 mod coexistence;
 mod conformance;
 mod deadman;
