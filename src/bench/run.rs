@@ -102,7 +102,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, BenchError> {
     let before = Counters::read();
     let begin = clock::now() + LEAD;
     let (start, started) = (begin + plan.warm_up, clock::wall());
-    let times = Load { start: begin, end: start + plan.duration, ..plan.load.clone() };
+    let end = start + plan.duration;
+    let times = Load { start: begin, measured: start, end, ..plan.load.clone() };
     let groups = groups(&plan.targets, &times);
     let (records, courses) = measure(plan, &groups, start, stop)?;
     let stopped = clock::now();
@@ -174,6 +175,7 @@ fn meet(plan: &Plan, stop: &AtomicBool) -> Result<(), BenchError> {
     for target in &plan.targets {
         let mut load = plan.load.clone();
         load.start = clock::now();
+        load.measured = load.start;
         load.end = load.start + Duration::from_secs(60);
         load.pace = Pace::Closed { in_flight: 1 };
         (load.count, load.kept) = (Some(1), None);

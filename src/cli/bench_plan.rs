@@ -37,7 +37,7 @@ pub(super) struct BenchPlan {
     #[arg(long)]
     single: bool,
     /// Queries per second for each server, retries left out
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     qps: u32,
     /// Closed loop: always N lookups on their way to each server, as fast as they end
     #[arg(long, value_name = "N", conflicts_with = "qps", value_parser = clap::value_parser!(u32).range(1..=60_000))]
@@ -141,6 +141,7 @@ impl BenchPlan {
             sources: self.sources.clone(),
             kept: self.sockets,
             start: now,
+            measured: now,
             end: now,
             count: self.count,
             thread: (0, 1),

@@ -30,6 +30,8 @@ pub struct Load {
     /// Sockets that are kept for each server and thread; a new one for each lookup when `None`.
     pub kept: Option<u32>,
     pub start: Instant,
+    /// What is due earlier is warm-up.
+    pub measured: Instant,
     /// Nothing leaves from here on.
     pub end: Instant,
     /// At most so many lookups for each server.
@@ -55,6 +57,16 @@ impl Load {
             }
         };
         (due < self.end).then(|| (due, usize::try_from(server).unwrap_or(0)))
+    }
+
+    /// The turn to go on with at `now`: a warm-up that fell behind is not made up for.
+    pub(super) fn skip_warm_up(&self, mut turn: u64, now: Instant) -> u64 {
+        let is_open = matches!(self.pace, Pace::Open { .. });
+        let is_stale = |turn| self.due(turn).is_some_and(|(due, _)| due < self.measured);
+        while is_open && now >= self.measured && is_stale(turn) {
+            turn += self.thread.1;
+        }
+        turn
     }
 
     /// Which names the `turn`-th lookup asks for: all servers are asked for the same.

@@ -117,6 +117,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
     /// Fires what is due; gives back when the next one is, unless there is none.
     fn fire_due(&mut self) -> Option<Instant> {
         self.rounds += 1;
+        self.turn = self.load.skip_warm_up(self.turn, self.now);
         for _ in 0..MAX_BATCH {
             let (due, server) = self.load.due(self.turn)?;
             if self.now >= self.load.end {

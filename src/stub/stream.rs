@@ -117,6 +117,7 @@ impl Hub<'_> {
                 self.course.borrow_mut().unfinished = unfinished;
                 return;
             }
+            turn = self.load.skip_warm_up(turn, clock::now());
             let next = self.next(turn, waiting.len());
             match next {
                 Next::Now(server, intended) => {

@@ -1,0 +1,294 @@
+//! `nodens bench`: what it says is what applications wait for; gates, baselines and bad input end as promised.
+
+use std::io::Read;
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::process::command;
+use crate::harness::{Place, namespace, needs};
+
+/// One test at a time: each loads the machine, and some look at times.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the calling test's turn.
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A server on this address that answers each query with one address, `delay` behind; silence when there
+/// is none.
+fn serve(at: &str, mut delay: impl FnMut(u64) -> Option<Duration> + Send + 'static) -> SocketAddr {
+    let socket = UdpSocket::bind(at).expect("an address to answer on");
+    let address = socket.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        for count in 0.. {
+            let Ok((len, from)) = socket.recv_from(&mut buffer) else { return };
+            let Some(delay) = delay(count) else { continue };
+            if !delay.is_zero() {
+                std::thread::sleep(delay);
+            }
+            let mut response = buffer[..len].to_vec();
+            let is_v4 = response[len - 3] == 1;
+            (response[2], response[3], response[7]) = (0x85, 0x80, 1);
+            response.extend([0xc0, 12, 0, if is_v4 { 1 } else { 28 }, 0, 1, 0, 0, 0, 5, 0]);
+            let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+            response.push(if is_v4 { 4 } else { 16 });
+            response.extend(if is_v4 { &[192, 0, 2, 1][..] } else { &v6 });
+            let _ = socket.send_to(&response, from);
+        }
+    });
+    address
+}
+
+/// A server that sends each query back as an empty response after a delay, however many wait.
+fn serve_late(delay: impl Fn() -> Duration + Send + 'static) -> SocketAddr {
+    let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a free port"));
+    let address = socket.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let (socket, delay) = (Arc::clone(&socket), delay());
+            let mut response = buffer[..len].to_vec();
+            response[2] |= 0x80;
+            std::thread::spawn(move || {
+                std::thread::sleep(delay);
+                let _ = socket.send_to(&response, from);
+            });
+        }
+    });
+    address
+}
+
+/// A server that answers at once.
+fn quick() -> SocketAddr {
+    serve("127.0.0.1:0", |_| Some(Duration::ZERO))
+}
+
+/// `nodens bench` of a server, with further flags.
+fn bench(server: SocketAddr, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
+    command.args(["bench", "-q", &server.to_string(), "--name", "www.example.org"]).args(flags);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Exit code, stdout and stderr.
+fn outcome(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs it to its end, which must be code 0; gives back the report.
+fn report(server: SocketAddr, flags: &[&str]) -> Value {
+    let output = bench(server, flags).args(["--json", "-"]).output().expect("it starts");
+    let (code, json, told) = outcome(&output);
+    assert_eq!(code, Some(0), "{told}");
+    serde_json::from_str(&json).expect("JSON")
+}
+
+/// A number in the first server's part of a report.
+fn number(report: &Value, path: &str) -> f64 {
+    let found = report["servers"][0].pointer(path).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("no {path}: {report}"))
+}
+
+/// A server that sleeps for the first 200 ms of each second.
+fn pausing() -> SocketAddr {
+    let begin = Instant::now();
+    serve("127.0.0.1:0", move |_| {
+        let into = begin.elapsed().as_millis() % 1000;
+        Some(Duration::from_millis(200_u128.saturating_sub(into) as u64))
+    })
+}
+
+#[test]
+fn a_server_that_pauses_shows_it_in_the_tail_of_an_open_loop_and_hides_it_from_a_closed_one() {
+    let _turn = turn();
+    let flags = ["--single", "--duration", "5s"];
+    let open = report(pausing(), &[&flags[..], &["--qps", "400"]].concat());
+    let closed = report(pausing(), &[&flags[..], &["--closed", "1"]].concat());
+    let of = |report: &Value| {
+        ["/latency_us/p90", "/latency_us/p99"].map(|path| number(report, path) / 1000.0)
+    };
+    let ([p90, p99], [closed_p90, closed_p99]) = (of(&open), of(&closed));
+    eprintln!("open {p90:.1} {p99:.1} ms, closed {closed_p90:.1} {closed_p99:.1} ms");
+    // A fifth of all lookups fall into a pause, spread over its 200 ms.
+    assert!(p90 > 60.0 && p99 > 150.0, "p90 {p90} ms, p99 {p99} ms");
+    assert!(closed_p90 < p90 / 2.0, "p90 {closed_p90} ms in a closed loop");
+}
+
+#[test]
+fn gates_decide_the_exit_code_and_every_output_is_written() {
+    let _turn = turn();
+    let (server, place) = (quick(), Place::new());
+    let path = |name: &str| place.path(name).to_string_lossy().into_owned();
+    let (html, junit, markdown) = (path("a.html"), path("a.xml"), path("a.md"));
+    let all = ["--html", &html, "--junit", &junit, "--markdown", &markdown, "--duration", "1s"];
+    let run = |gate: &str| bench(server, &all).args(["--fail-if", gate]).output().expect("starts");
+    assert_eq!(outcome(&run("timeouts > 0")).0, Some(0));
+    let (code, text, told) = outcome(&run("p50 > 1us"));
+    assert_eq!(code, Some(3), "{text}{told}");
+    assert!(text.contains("FAILS: fail if p50 > 1us"), "{text}");
+    let read = |path: &str| std::fs::read_to_string(path).expect("written");
+    assert!(read(&html).contains("<svg") && read(&html).ends_with("</html>\n"));
+    assert!(read(&junit).contains("failures=\"1\""), "{}", read(&junit));
+    assert_eq!(read(&markdown).matches("## DNS latency").count(), 2, "appended");
+}
+
+#[test]
+fn bad_input_is_told_before_anything_is_measured() {
+    let _turn = turn();
+    let (server, place) = (quick(), Place::new());
+    let write = |name, text: &str| place.write(name, text).to_string_lossy().into_owned();
+    let names = write("names", "www.example.org A\nwww..example.org A\nexample.org NOTYPE\n");
+    let other = write("other.json", "{\"schema\": \"nodens-bench/99\"}");
+    let broken = write("broken.json", "{");
+    for (flags, code, said) in [
+        (&["--names", &names][..], 2, "line 2: "),
+        (&["--baseline", &other], 2, "\"nodens-bench/99\"; this nodens reads \"nodens-bench/1\""),
+        (&["--baseline", &broken], 2, "it is no report of nodens bench"),
+        (&["--fail-if", "p98 > 2ms"], 2, "\"p98\" is no metric"),
+        (&["--html", "/nowhere/a.html"], 2, "/nowhere/a.html"),
+        (&["--sockets", "4096", "--threads", "256"], 1, "too few descriptors"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
+        let output = command.args(["bench", "-q", &server.to_string()]).args(flags).output();
+        let (found, text, told) = outcome(&output.expect("it starts"));
+        assert_eq!(found, Some(code), "{flags:?}: {text}{told}");
+        assert!(told.contains(said), "{flags:?}: {told}");
+    }
+}
+
+#[test]
+fn a_silent_server_and_a_closed_port_are_told_apart() {
+    let _turn = turn();
+    let silent = serve("127.0.0.1:0", |_| None);
+    let free = UdpSocket::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
+    for (server, said) in [(silent, "no response to 3 tries"), (free, "nobody listens there")] {
+        let (code, _, told) = outcome(&bench(server, &[]).output().expect("it starts"));
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("does not answer") && told.contains(said), "{told}");
+    }
+}
+
+#[test]
+fn what_was_measured_is_told_when_it_is_interrupted_or_runs_out_of_descriptors() {
+    let _turn = turn();
+    let mut child =
+        bench(quick(), &["--duration", "60s"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    std::thread::sleep(Duration::from_secs(4));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
+    let mut text = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    assert!(text.contains("interrupted after") && text.contains("NOERROR"), "{text}");
+
+    // Answers the first lookups and then no more: each of the others holds a socket.
+    let server = serve("127.0.0.1:0", |count| (count < 200).then_some(Duration::ZERO));
+    let program = env!("CARGO_BIN_EXE_nodens");
+    let script = format!("ulimit -n 150; exec {program} bench -q {server} --name www.example.org");
+    let (code, text, _) =
+        outcome(&Command::new("sh").args(["-c", &script]).output().expect("sh runs"));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("ended early: too few descriptors"), "{text}");
+}
+
+#[test]
+fn an_impossible_rate_is_told_with_the_one_that_was_held() {
+    let _turn = turn();
+    let report = report(quick(), &["--qps", "10000000", "--duration", "1s", "--timeout", "1s"]);
+    let remarks = report["remarks"].to_string();
+    assert!(remarks.contains("the load was the bottleneck: it held "), "{remarks}");
+    assert!(report["load"]["held_qps"].as_f64().expect("a number") > 100.0, "{remarks}");
+}
+
+#[test]
+fn a_regression_of_a_fifth_is_caught_and_noise_of_the_same_build_is_not() {
+    let _turn = turn();
+    let (place, delay) = (Place::new(), Arc::new(AtomicU64::new(300_000)));
+    let theirs = Arc::clone(&delay);
+    let server = serve_late(move || Duration::from_micros(theirs.load(Ordering::Relaxed)));
+    let flags = ["--single", "--qps", "20", "--duration", "6s", "--warm-up", "500ms"];
+    let file = place.path("baseline.json").to_string_lossy().into_owned();
+    let measured = report(server, &flags);
+    std::fs::write(&file, measured.to_string()).expect("written");
+    let runs = std::env::var("BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(2);
+    let judge = |micros| {
+        delay.store(micros, Ordering::Relaxed);
+        let mut command = bench(server, &flags);
+        let output = command.args(["--baseline", &file, "--max-regression", "7%"]).output();
+        let (code, text, told) = outcome(&output.expect("it starts"));
+        eprintln!("{micros} µs: {code:?} {}", text.lines().last().unwrap_or_default());
+        assert!(matches!(code, Some(0 | 3)), "{text}{told}");
+        code == Some(3)
+    };
+    let caught = (0..runs).filter(|_| judge(360_000)).count();
+    let alarms = (0..runs).filter(|_| judge(300_000)).count();
+    eprintln!("{caught} of {runs} caught, {alarms} of {runs} false alarms");
+    assert_eq!((caught, alarms), (runs, 0));
+}
+
+/// Each number is a wait in seconds: the mean, and the shares that waited at least for one and for two
+/// timeouts.
+fn shape(waits: &[f64], timeout: f64) -> [f64; 2] {
+    let share = |least: f64| {
+        waits.iter().filter(|wait| **wait >= least * timeout).count() as f64 / waits.len() as f64
+    };
+    [share(0.9), share(1.9)]
+}
+
+#[test]
+fn waits_under_loss_are_those_of_glibc_and_musl() {
+    let _turn = turn();
+    needs!("gcc", "musl-gcc", "nft", "ip");
+    let place = Place::new();
+    let source = place.write("waits.c", include_str!("waits.c"));
+    let conf = place.write("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1\n");
+    let compile = |compiler: &str| {
+        let program = place.path(compiler);
+        let mut command = command(compiler);
+        let built = command.args(["-O1", "-pthread", "-o"]).arg(&program).arg(&source).status();
+        assert!(built.expect("the compiler runs").success());
+        program
+    };
+    let programs =
+        [("glibc", compile("gcc"), "1s", 1.0), ("musl", compile("musl-gcc"), "500ms", 0.5)];
+    namespace::inside(|| {
+        namespace::bind_over(&conf, "/etc/resolv.conf");
+        let server = serve("127.0.0.1:53", |_| Some(Duration::ZERO));
+        let rules = "table inet t { chain i { type filter hook input priority 0; \
+                     udp dport 53 numgen random mod 10 < 1 drop; }; }";
+        assert!(command("nft").arg(rules).status().expect("nft runs").success());
+        for (resolver, program, timeout, seconds) in &programs {
+            let output = Command::new(program).args(["www.example.org.", "100", "100"]).output();
+            let text = String::from_utf8(output.expect("it runs").stdout).expect("numbers");
+            let waits: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+            assert_eq!(waits.len(), 10_000);
+            let real = shape(&waits, *seconds);
+            let flags = ["--resolver", resolver, "--timeout", timeout, "--duration", "10s"];
+            let ours =
+                report(server, &[&flags[..], &["--qps", "2000", "--warm-up", "0s"]].concat());
+            let [one, two] = shares(&ours, *seconds);
+            eprintln!("{resolver}: {real:.4?}; bench {one:.4} {two:.4}");
+            assert!((one / real[0] - 1.0).abs() < 0.1, "{resolver}: {one} and {}", real[0]);
+            // The second step is rarer: chance alone moves it by a tenth.
+            assert!((two - real[1]).abs() < 0.01, "{resolver}: {two} and {}", real[1]);
+        }
+    });
+}
+
+/// The shares of lookups that waited at least for one and for two timeouts, by the distribution.
+fn shares(report: &Value, timeout: f64) -> [f64; 2] {
+    let points = report["servers"][0]["distribution"].as_array().expect("points");
+    [0.9, 1.9].map(|least| {
+        let is_long = |point: &&Value| point[1].as_f64().expect("µs") >= least * timeout * 1e6;
+        points.iter().find(is_long).map_or(0.0, |point| 1.0 - point[0].as_f64().expect("a share"))
+    })
+}
