@@ -298,7 +298,7 @@ fn draw(
 /// A drawing area with both axes.
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
 
-/// Lays out the axes and their mesh.
+/// Lays out the axes and their grid.
 fn framed<'a>(
     root: &DrawingArea<SVGBackend<'a>, Shift>,
     x: &Axis,
