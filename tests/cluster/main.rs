@@ -6,16 +6,15 @@
 //! runs as long and clusters as large as operators fear (for nightly runs, in a release build).
 
 mod churn;
+mod comparison;
 mod cost;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod harness;
 mod manifests;
 mod meter;
-#[allow(dead_code)]
 mod objects;
 mod outage;
-#[allow(dead_code)]
 mod plane;
 mod watching;
 
