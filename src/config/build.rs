@@ -29,7 +29,7 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
     let upstream_mark = reader.integer("upstream_mark", &bounds::UPSTREAM_MARK);
     let upstream_mark = u32::try_from(upstream_mark).unwrap_or_default();
     let intercept = intercept::read(reader, &listen, host);
-    if intercept.mode == InterceptMode::None {
+    if intercept.mode == InterceptMode::None && listen.is_empty() {
         // Nobody could ask us; what is intercepted is served without any address of `listen`.
         let _ = reader.some_list("listen", "address");
     }
