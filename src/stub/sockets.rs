@@ -215,8 +215,10 @@ impl Inbox {
         let len = u32::try_from(most).unwrap_or(0);
         let (fd, no_time) = (socket.as_raw_fd(), std::ptr::null_mut());
         // SAFETY: each header points at one iovec, and that at a buffer of its length; all outlive the call.
-        let done =
-            unsafe { libc::recvmmsg(fd, heads.as_mut_ptr(), len, libc::MSG_DONTWAIT, no_time) };
+        // Flags are a signed or an unsigned word, as the C library has it.
+        let done = unsafe {
+            libc::recvmmsg(fd, heads.as_mut_ptr(), len, libc::MSG_DONTWAIT as _, no_time)
+        };
         let count = usize::try_from(done).map_err(|_| io::Error::last_os_error())?;
         for (len, head) in self.lens.iter_mut().zip(&heads).take(count) {
             *len = usize::try_from(head.msg_len).unwrap_or(0);
