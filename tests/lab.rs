@@ -131,7 +131,7 @@ fn another_servers_answers_go_through_the_same_races() {
     let place = dir.display();
     // Each server has a directory of its own for what knot keeps.
     let text = format!(
-        "#!/bin/sh\nset -eu\nown={place}/$$\nmkdir $own\ncat >$own/knot.conf <<END\n\
+        "#!/bin/sh\nset -eu\nown=$(mktemp -d {place}/XXXXXX)\ncat >$own/knot.conf <<END\n\
          server:\n    rundir: $own\n    listen: [ $(echo $LAB_ADDRESSES | sed 's/,/@53, /')@53 ]\n\
          database:\n    storage: $own\nzone:\n  - domain: cluster.local\n    file: {place}/cluster.local.zone\n\
          END\nexec knotd -c $own/knot.conf >/dev/null 2>&1\n"
