@@ -48,7 +48,7 @@ fn usage_errors_and_bad_configurations_exit_with_2() {
     let bad = bad.to_str().expect("plain");
     for (arguments, told) in [
         (&["run", "--upstraem", "192.0.2.1"][..], "'--upstream'"),
-        (&["run", "--intercept", "bind"], "--intercept: `bind` is not in this version"),
+        (&["run", "--intercept", "sometimes"], "--intercept: "),
         (
             &["run", "--upstream", "127.0.0.1", "--listen", "127.0.0.1"],
             "every query would go round",

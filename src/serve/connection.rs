@@ -31,9 +31,12 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// and take back responses that are still on their way.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// How long a drain goes on reading what has been sent already, in all and between two messages.
-const LAST_CALL: Duration = Duration::from_millis(200);
-const LULL: Duration = Duration::from_millis(50);
+/// How long a drain waits for one more query of a connection, so that our FIN comes right behind a
+/// response: a FIN that meets a query on its way leaves that query without one.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How long a drain waits for queries that were sent together with the one just answered.
+const LULL: Duration = Duration::from_millis(10);
 
 /// The largest message.
 const MAX_MESSAGE: usize = u16::MAX as usize;
@@ -156,7 +159,7 @@ pub(super) async fn converse(server: Arc<Server>, stream: TcpStream, seated: Sea
 impl Connection {
     /// Reads and answers queries until the other side ends, idles too long, or we drain.
     ///
-    /// A drain first reads what has been sent already: whoever sent it is owed a response.
+    /// A drain answers what has been sent already, and ends behind a response where one is asked for.
     async fn read_all(
         self: &Arc<Self>,
         reader: &mut Reader,
@@ -164,12 +167,13 @@ impl Connection {
     ) -> Ended {
         let seat = &self.seated.seat;
         let mut last_call: Option<Instant> = None;
+        let mut lull = LAST_CALL;
         loop {
             let left = last_call.map(|end| end.saturating_duration_since(clock::now()));
             if left == Some(Duration::ZERO) {
                 return Ended::ByUs;
             }
-            let patience = left.map_or(self.server.idle, |left| left.min(LULL));
+            let patience = left.map_or(self.server.idle, |left| left.min(lull));
             let next = tokio::select! {
                 biased;
                 next = timeout(patience, reader.message()) => next,
@@ -183,6 +187,9 @@ impl Connection {
                 Ok(Ok(Some(message))) => {
                     if self.serve(message, &sender).await.is_none() {
                         return Ended::ByThem;
+                    }
+                    if last_call.is_some() {
+                        lull = LULL;
                     }
                 }
                 Ok(_) => return Ended::ByThem,

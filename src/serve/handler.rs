@@ -225,3 +225,41 @@ pub async fn handle(
         Some(out)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_server::Server;
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::dns::Qtype;
+    use crate::dns::name::Name;
+    use crate::serve::testing;
+
+    #[tokio::test]
+    async fn a_server_of_hickorys_answers_as_our_own_front_ends_do() {
+        let (front, _) = testing::front(1232);
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        let address = socket.local_addr().expect("bound");
+        let mut server = Server::new(Handler::new(Arc::clone(&front)));
+        server.register_socket(socket);
+        let stub = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        stub.connect(address).await.expect("a route");
+        let own = Handler::new(front);
+        for (qname, qtype) in [("localhost", Qtype::A), ("nothing.invalid", Qtype::AAAA)] {
+            let query = Query::new(Name::from_text(qname).expect("name"), qtype);
+            let wire = query.to_wire(7, query.qname.as_wire(), true);
+            stub.send(&wire).await.expect("sent");
+            let mut response = [0; 1232];
+            let len = stub.recv(&mut response).await.expect("answered");
+            let theirs = Message::from_vec(&response[..len]).expect("a response");
+            let from = stub.local_addr().expect("bound");
+            let ours = handle(&own, &wire, from, Carrier::Datagram, clock::now()).await;
+            let ours = Message::from_vec(&ours.expect("answered")).expect("a response");
+            assert_eq!(theirs.metadata, ours.metadata, "{qname}");
+            assert_eq!(theirs.answers, ours.answers, "{qname}");
+            assert_eq!(theirs.authorities, ours.authorities, "{qname}");
+        }
+        server.shutdown_gracefully().await.expect("ended");
+    }
+}

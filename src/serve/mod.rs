@@ -19,6 +19,8 @@ pub mod seats;
 pub mod socket;
 pub mod system;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod udp;
 
 use std::io;

@@ -284,51 +284,12 @@ mod tests {
     use std::net::UdpSocket as Stub;
 
     use super::*;
-    use crate::cache::Cache;
-    use crate::config::{self, Config, Listen};
+    use crate::config::Listen;
     use crate::dns::Qtype;
     use crate::dns::name::Name;
     use crate::dns::query::Query;
-    use crate::metrics::Metrics;
     use crate::pulse::Pulses;
-    use crate::resolve::Resolver;
-    use crate::resolve::local::Local;
-    use crate::resolve::rewrite::Rewrite;
-    use crate::resolve::route::{ForwardZone, Routes};
-    use crate::serve::allow::AllowList;
-    use crate::serve::quota::Shares;
-    use crate::telemetry::QueryLog;
-    use crate::upstream::Upstreams;
-
-    /// A front that knows our own data only and promises more than a buffer holds, which panics.
-    fn overreaching() -> (Arc<Front>, Config) {
-        let inputs = config::Inputs {
-            file: None,
-            environment: &[],
-            flags: &config::Flags::default(),
-            host: &config::host::Host::sample(),
-        };
-        let config = config::load(&inputs).expect("the built-in configuration is right");
-        let metrics = Metrics::new();
-        let ports = config.upstream_ports.clone();
-        let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
-        let root = Arc::new(ForwardZone {
-            name: Name::root(),
-            id: metrics.zone(&Name::root()),
-            group: upstreams.group(&config.forward[0], &[]),
-            rewrite: Rewrite::new(&config.forward[0], Arc::default()),
-        });
-        let routes = Routes::new(Local::new(&config.local, None), root.id, root, Vec::new());
-        let cache = Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone()));
-        let probe = Arc::clone(upstreams.loop_probe());
-        let resolver = Arc::new(Resolver::new(routes, cache, probe, Arc::clone(&metrics)));
-        let policy = Policy {
-            allow: AllowList::new(None, &[]),
-            udp_payload: u16::MAX,
-            query_log: QueryLog::new(0.0),
-        };
-        (Arc::new(Front::new(resolver, policy, metrics, Shares::new(16, 16))), config)
-    }
+    use crate::serve::testing;
 
     /// The RCODE of the response to `query`.
     fn rcode(stub: &Stub, query: &[u8]) -> u8 {
@@ -341,7 +302,8 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_serve_thread_costs_one_query_and_is_counted() {
-        let (front, config) = overreaching();
+        // It promises more than a buffer holds, which panics.
+        let (front, config) = testing::front(u16::MAX);
         let listen = Listen {
             address: "127.0.0.1:0".parse().expect("address"),
             device: None,
