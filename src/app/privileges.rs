@@ -43,7 +43,7 @@ struct Half {
     inheritable: u32,
 }
 
-/// Gives up everything but [`NEEDED`], and all ways to gain more; gives back the names of what is kept.
+/// Gives up everything but what is needed, and all ways to gain more; gives back the names of what is kept.
 ///
 /// # Errors
 /// When the kernel, or a seccomp profile, refuses.

@@ -52,7 +52,7 @@ impl Workers {
         &self.handles
     }
 
-    /// Ends all workers, waiting for [`STOP_PATIENCE`] at most; what they still do is dropped.
+    /// Ends all workers, waiting for a second at most; what they still do is dropped.
     pub fn stop(self) {
         self.stop.send_replace(true);
         let deadline = clock::now() + STOP_PATIENCE;

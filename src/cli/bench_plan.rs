@@ -27,10 +27,10 @@ use crate::stub::wanted::Wanted;
 /// The part of the arguments that says what is asked.
 #[derive(Args, Debug)]
 pub(super) struct BenchPlan {
-    /// Servers: ADDR[:PORT], tcp://ADDR or tls://ADDR#NAME, with a label in front where wanted: new=192.0.2.1
+    /// Servers: ADDR or ADDR:PORT, tcp://ADDR or tls://ADDR#NAME, with a label in front where wanted: new=192.0.2.1
     #[arg(value_name = "SERVER", required = true)]
     servers: Vec<String>,
-    /// Ask for A and AAAA at once from one socket [default]
+    /// Ask for A and AAAA at once from one socket (default)
     #[arg(long, conflicts_with = "single")]
     pairs: bool,
     /// Ask one question for each lookup

@@ -4,7 +4,7 @@
 //! watched: Namespaces, Services, the EndpointSlices of headless Services by their label, and by name
 //! those of headless Services without a selector (nobody labels them) and of the Services of
 //! interest; Pods where they are wanted. All other EndpointSlices, which kube-proxy watches, are left
-//! alone. [`feed`] keeps one kind current, [`api`] is the connection.
+//! alone. `feed` keeps one kind current, `api` is the connection.
 //!
 //! Nothing here gives up: a server that is away or forbids something is asked again with backoff, and
 //! what was known stays. Only those two know kube.
