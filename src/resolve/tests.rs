@@ -690,11 +690,13 @@ async fn a_zones_own_ttl_bounds_replace_the_caches() {
         let response = stage.ask("example.org", Qtype::A).await.expect("answered");
         assert_eq!(ttls(&response), [expected], "{keys}");
         skip(u64::from(expected - 1) as u32 * SECOND).await;
+        // More than one where a busy machine answered later than the first retransmission.
+        let sent = stage.upstream.count();
         stage.ask("example.org", Qtype::A).await.expect("answered");
-        assert_eq!(stage.upstream.count(), 1, "{keys}: the lifetime follows");
+        assert_eq!(stage.upstream.count(), sent, "{keys}: the lifetime follows");
         skip(2 * SECOND).await;
         stage.ask("example.org", Qtype::A).await.expect("answered");
-        assert_eq!(stage.upstream.count(), 2, "{keys}");
+        assert!(stage.upstream.count() > sent, "{keys}");
     }
 }
 
