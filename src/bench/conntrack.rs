@@ -24,7 +24,7 @@ impl Counters {
     }
 
     /// Adds the lines of all CPUs up, by the names of the first line.
-    pub fn from_text(text: &str) -> Option<Self> {
+    fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let names = lines.next()?;
         let rows: Vec<_> = lines.collect();
@@ -51,5 +51,21 @@ impl Counters {
             clash_resolve: self.clash_resolve.saturating_sub(before.clash_resolve),
             early_drop: self.early_drop.saturating_sub(before.early_drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_summed_over_all_cpus_by_the_names_of_their_columns() {
+        let text = "entries  clashres found new insert_failed drop early_drop\n\
+                    00000002  0000000a 0 0 00000001 00000002 00000000\n\
+                    00000002  00000001 0 0 0000000f 00000001 00000003\n";
+        let counters = Counters::from_text(text).expect("well-formed");
+        let expected = Counters { insert_failed: 16, drop: 3, clash_resolve: 11, early_drop: 3 };
+        assert_eq!(counters, expected);
+        assert_eq!(Counters::from_text("entries\n"), None);
     }
 }

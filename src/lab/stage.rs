@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::authority::{Authority, Zone};
-use super::conntrack::{Counters, Entries};
+use super::conntrack::{self, Entries};
 use super::daemon::{Daemon, Signal, Way};
 use super::endpoints::Endpoints;
 use super::foreign::Foreign;
@@ -152,7 +152,7 @@ impl Lab {
         warm_up(&self.net.pods, course.server)?;
         let course = Course { start: clock::now() + LEAD, ..course };
         let node = self.net.node();
-        let before = (Counters::read(node)?, Overruns::read(&self.net)?);
+        let before = (conntrack::counters(node)?, Overruns::read(&self.net)?);
         let mut sum = Sum::new(course.start);
         let events = Mutex::new(Vec::new());
         let act = |event| {
@@ -167,7 +167,7 @@ impl Lab {
                 progress(part, &format!("{run}: {} queries, {} lost", sum.queries, sum.lost));
             }
         })?;
-        let after = (Counters::read(node)?, Overruns::read(&self.net)?);
+        let after = (conntrack::counters(node)?, Overruns::read(&self.net)?);
         let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(run.family)).collect();
         let events = events.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Row {
