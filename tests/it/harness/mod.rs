@@ -14,6 +14,7 @@ pub mod message;
 pub mod namespace;
 pub mod node;
 pub mod place;
+pub mod pod;
 pub mod process;
 pub mod sink;
 pub mod statistics;
