@@ -337,6 +337,48 @@ fn a_kept_lab_can_be_entered_by_the_printed_line() {
     }
 }
 
+/// `nodens bench` from two addresses of a pod, same port and same instant, as two pods might: its exit code and report.
+fn bench_in_pod(side: &str) -> Option<(Option<i32>, Value)> {
+    let nodens = env!("CARGO_BIN_EXE_nodens");
+    let script = format!(
+        "ip address add 10.244.0.200/24 dev eth0; \
+         own=$(ip -4 -o address show dev eth0 | sed -n '1s:.*inet \\([^/]*\\)/.*:\\1:p'); \
+         exec {nodens} bench 10.96.0.10 -q --single --name web-1.default.svc.cluster.local \
+         --sources $own,10.244.0.200 --ports 1024-65535 --qps 2000 --duration 4s --timeout 2s \
+         --fail-if 'stalls > 0' --fail-if 'lost > 0' --json -"
+    );
+    let mut command = lab(&["--nodens", side, "--", "sh", "-c", &script]);
+    let output = command.output().expect("the executable starts");
+    if is_refused(&output) {
+        return None;
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{told}"));
+    let server = &report["servers"][0];
+    eprintln!("{side} nodens: {} sent, {} lost", server["sent"], server["lost"]);
+    Some((output.status.code(), report))
+}
+
+#[test]
+fn the_bench_in_a_pod_fails_its_gates_without_nodens_and_holds_them_with_it() {
+    let _alone = alone();
+    // A loaded machine keeps two threads from one microsecond, or starves nodens, at times.
+    let mut runs = (0..4).map_while(|_| bench_in_pod("without"));
+    let lossy = runs.find(|(code, report)| {
+        let server = &report["servers"][0];
+        let is_lossy = number(&server["lost"]) > 0 && number(&server["stalls"]["1s"]) > 0;
+        assert_eq!(*code, Some(if is_lossy { 3 } else { 0 }), "{report}");
+        is_lossy
+    });
+    let Some(mut runs) = bench_in_pod("with")
+        .map(|first| std::iter::once(first).chain((0..3).map_while(|_| bench_in_pod("with"))))
+    else {
+        return;
+    };
+    assert!(lossy.is_some(), "no race in four attempts");
+    assert!(runs.any(|(code, _)| code == Some(0)), "nodens starved in four attempts");
+}
+
 #[test]
 fn killing_the_command_leaves_no_process_and_no_namespace() {
     let _alone = alone();

@@ -17,7 +17,7 @@ use super::text;
 use crate::clock;
 use crate::stub::demand::{Course, Done, End, Load, Pace};
 use crate::stub::stream::{self, Tls};
-use crate::stub::{engine, raise_descriptors};
+use crate::stub::{engine, pin, raise_descriptors};
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(250);
@@ -178,7 +178,7 @@ fn meet(plan: &Plan, stop: &AtomicBool) -> Result<(), BenchError> {
         load.measured = load.start;
         load.end = load.start + Duration::from_secs(60);
         load.pace = Pace::Closed { in_flight: 1 };
-        (load.count, load.kept) = (Some(1), None);
+        (load.count, load.kept, load.ports) = (Some(1), None, None);
         (load.habit.timeout, load.habit.tries) = (FIRST, 3);
         for group in groups(std::slice::from_ref(target), &load) {
             let mut is_met = false;
@@ -202,14 +202,20 @@ fn silent(target: &Target, course: &Course) -> BenchError {
     BenchError::Silent { name: format!("{} ({})", target.name, target.address), reason }
 }
 
-/// Runs one thread's share of a group.
+/// Runs one thread's share of a group; with fixed ports that is all of it, from an address of its own.
 fn fly(
     group: &Group,
     thread: (u64, u64),
     stop: &AtomicBool,
     take: impl FnMut(&Done),
 ) -> io::Result<Course> {
-    let load = Load { thread, ..group.load.clone() };
+    let mut load = Load { thread, ..group.load.clone() };
+    if load.ports.is_some() {
+        // Two threads of one CPU would never ask at the same instant.
+        pin(thread.0);
+        let own = usize::try_from(thread.0).ok().and_then(|at| load.sources.get(at)).copied();
+        (load.sources, load.thread) = (Vec::from_iter(own), (0, 1));
+    }
     match &group.tls {
         None => engine::run(&load, stop, take),
         Some(tls) => stream::run(&load, tls, stop, take),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,10 @@ pub(super) struct BenchPlan {
     /// Local addresses to ask from, in turns
     #[arg(long, value_name = "ADDR,…", value_delimiter = ',')]
     sources: Vec<IpAddr>,
+    /// Local ports, in turns; with several --sources all of them ask at the same instant from the same port, a
+    /// thread for each, as two pods on a node may (UDP)
+    #[arg(long, value_name = "FIRST-LAST", value_parser = read_ports, conflicts_with_all = ["sockets", "threads", "closed"])]
+    ports: Option<RangeInclusive<u16>>,
     /// Keep so many sockets (TCP, TLS: connections) for each server and thread [default: a new one for each
     /// lookup; for TLS one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -113,19 +118,32 @@ fn read_time(text: &str) -> Result<Duration, String> {
     forms::parse_duration(text).ok_or_else(|| "write e.g. 0s, 500ms or 5s".to_owned())
 }
 
+/// Reads a range of ports.
+fn read_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let ends = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?)));
+    let ends = ends.filter(|(first, last)| 0 < *first && first <= last);
+    ends.map(|(first, last)| first..=last).ok_or_else(|| "write e.g. 10000-29999".to_owned())
+}
+
 impl BenchPlan {
     /// What the flags ask for.
     pub(super) fn plan(&self, is_quiet: bool) -> Result<Plan, Failure> {
         let (wanted, names) = self.wanted()?;
         let questions: usize = wanted.iter().map(Wanted::questions).sum();
-        let each = questions as f64 / wanted.len().max(1) as f64;
+        // With fixed ports each source has a thread, which asks for all that is asked at one instant.
+        let together = if self.ports.is_some() { self.sources.len().max(1) } else { 1 };
+        let each = (questions * together) as f64 / wanted.len().max(1) as f64;
         let interval = Duration::from_secs_f64(each / f64::from(self.qps));
         let pace = match self.closed {
             Some(in_flight) => Pace::Closed { in_flight },
             None => Pace::Open { interval },
         };
+        let share = u64::try_from(together).unwrap_or(1);
+        let count = self.count.map(|count| count.div_ceil(share));
         let ten = Duration::from_secs(10);
-        let duration = match (self.count, self.closed) {
+        let duration = match (count, self.closed) {
             // Some time is left for the last ones of a count.
             (Some(count), None) => interval.mul_f64(count as f64) + Duration::from_secs(2),
             (Some(_), Some(_)) => Duration::from_secs(3600),
@@ -139,18 +157,24 @@ impl BenchPlan {
             pace,
             habit,
             sources: self.sources.clone(),
+            ports: self.ports.clone(),
             kept: self.sockets,
             start: now,
             measured: now,
             end: now,
-            count: self.count,
+            count,
             thread: (0, 1),
         };
         let facts = self.facts(names, &habit, duration);
         let targets = self.targets()?;
         // A count is of what is measured, so nothing warms it up.
         let warm_up = if self.count.is_some() { Duration::ZERO } else { self.warm_up };
-        let threads = u64::from(self.threads);
+        let threads = if self.ports.is_some() { share } else { u64::from(self.threads) };
+        let facts = report::Load { threads, ..facts };
+        let is_udp = targets.iter().all(|target| matches!(target.carrier, Carrier::Udp));
+        if self.ports.is_some() && !is_udp {
+            return Err(Failure::Usage("--ports is for servers that are asked by UDP".to_owned()));
+        }
         Ok(Plan { targets, load, warm_up, duration, threads, facts, is_quiet })
     }
 
@@ -176,7 +200,6 @@ impl BenchPlan {
             wanted_qps: self.closed.is_none().then_some(f64::from(self.qps)),
             duration_s: duration.as_secs_f64(),
             warm_up_s: if self.count.is_some() { 0.0 } else { self.warm_up.as_secs_f64() },
-            threads: u64::from(self.threads),
             sockets: self.sockets,
             sources: self.sources.iter().map(ToString::to_string).collect(),
             ..report::Load::default()

@@ -1,7 +1,9 @@
 //! `nodens lab`
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -23,7 +25,8 @@ use crate::lab::{self, Family, Options, Way, shelter};
         nodens lab --scenario snat --topology bridge --rounds 20000\n  \
         nodens lab --html report.html\n  \
         nodens lab --json > report.json\n  \
-        nodens lab --keep --topology routed"
+        nodens lab --keep --topology routed\n  \
+        nodens lab --nodens without -- nodens bench 10.96.0.10 --name web-1.default.svc.cluster.local"
 )]
 pub(super) struct Lab {
     /// What pods do [default: all]
@@ -62,9 +65,13 @@ pub(super) struct Lab {
     /// Write a page with plots, too
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Build the first topology with nodens, say how to enter each namespace, and wait for Ctrl-C
+    /// Build the first topology (with nodens, unless --nodens without), say how to enter each namespace, and
+    /// wait for Ctrl-C
     #[arg(long)]
     keep: bool,
+    /// Build it, run a command in the first pod, and end with its exit code
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["keep", "json", "html"])]
+    command: Vec<OsString>,
     /// A program that is the cluster DNS in place of our own, for tests; LAB_ADDRESSES says where it listens
     #[arg(long, hide = true, value_name = "PROGRAM")]
     cluster_dns: Option<String>,
@@ -153,6 +160,11 @@ impl Lab {
         if self.keep {
             return self.keep();
         }
+        if let Some((program, arguments)) = self.command.split_first() {
+            let mut command = Command::new(program);
+            command.args(arguments).stdin(Stdio::null());
+            return ended(lab::run_in_pod(&self.options(), &mut command)?);
+        }
         // Before the work: a place that cannot be written is told at once.
         let page = self.html.as_ref().map(std::fs::File::create).transpose()?;
         let report = lab::run(&self.options())?;
@@ -167,21 +179,16 @@ impl Lab {
 
     /// Starts the same command inside namespaces of its own.
     fn go_inside(&self) -> Result<(), Failure> {
-        let arguments = std::env::args_os().skip(1).chain(["--inside".into()]);
-        let status = shelter::run_inside(arguments)?;
-        match status.code() {
-            Some(0) => Ok(()),
-            // The reason was told inside.
-            code => Err(Failure::Told(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
-        }
+        let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+        // Behind the name of this command: what follows "--" is another's.
+        arguments.insert(1.min(arguments.len()), "--inside".into());
+        // The reason of a failure is told inside.
+        ended(shelter::run_inside(arguments)?)
     }
 
     /// Builds a lab and stays.
     fn keep(&self) -> Result<(), Failure> {
-        let options = self.options();
-        let first = (options.topologies.first(), options.scenarios.first());
-        let (Some(topology), Some(scenario)) = first else { return Ok(()) };
-        let (lab, text) = lab::keep(*topology, *scenario, &options)?;
+        let (lab, text) = lab::keep(&self.options())?;
         print(&(text + "Ctrl-C takes the lab down\n"))?;
         let _lab = lab;
         loop {
@@ -239,5 +246,13 @@ impl Lab {
             seed: self.seed,
             timeout: self.timeout,
         }
+    }
+}
+
+/// The exit code of a command that has had its say.
+fn ended(status: ExitStatus) -> Result<(), Failure> {
+    match status.code() {
+        Some(0) => Ok(()),
+        code => Err(Failure::Told(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
     }
 }

@@ -29,7 +29,7 @@ pub mod topology;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -104,6 +104,8 @@ pub enum LabError {
     Unclaimed(Duration),
     #[error("a pod cannot send: {0}")]
     Aim(io::Error),
+    #[error("the command does not start in the pod: {0}")]
+    Command(io::Error),
 }
 
 /// Runs everything, and shows on stderr how far it is.
@@ -156,17 +158,31 @@ fn runs(options: &Options) -> Vec<Run> {
     runs
 }
 
-/// Builds one lab with nodens, and says how to enter it; it stays while what comes back lives.
+/// Builds one lab, with nodens unless only runs without it are wanted.
+fn build_one(options: &Options) -> Result<Lab, LabError> {
+    let topology = options.topologies.first().copied().unwrap_or(Topology::Bridge);
+    let scenario = options.scenarios.first().copied().unwrap_or(Scenario::Pair);
+    let with_nodens = options.sides.contains(&true);
+    Lab::build(&Run { topology, scenario, with_nodens, family: Family::V4, turn: 0 }, options)
+}
+
+/// Builds one lab, and runs a command in its first pod to its end.
+///
+/// # Errors
+/// The first thing that the kernel refuses, a daemon that does not come up, a command that does not start.
+pub fn run_in_pod(options: &Options, command: &mut Command) -> Result<ExitStatus, LabError> {
+    let lab = build_one(options)?;
+    lab.warm_up(Family::V4)?;
+    let Some(pod) = lab.net.pods.first() else { return Err(LabError::Vanished("the first pod")) };
+    pod.namespace.run(|| command.status().map_err(LabError::Command))
+}
+
+/// Builds one lab, and says how to enter it; it stays while what comes back lives.
 ///
 /// # Errors
 /// The first thing that the kernel refuses, or a daemon that does not come up.
-pub fn keep(
-    topology: Topology,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<(impl Sized, String), LabError> {
-    let family = Family::V4;
-    let lab = Lab::build(&Run { topology, scenario, with_nodens: true, family, turn: 0 }, options)?;
+pub fn keep(options: &Options) -> Result<(impl Sized + use<>, String), LabError> {
+    let lab = build_one(options)?;
     let mut text = String::new();
     for namespace in lab.net.namespaces() {
         text += &format!("{:8} {}\n", namespace.name, namespace.entrance());

@@ -10,7 +10,7 @@ use super::daemon::{Daemon, Signal, Way};
 use super::endpoints::Endpoints;
 use super::foreign::Foreign;
 use super::leftovers::Leftovers;
-use super::net::{self, CLUSTER_DNS, DNS, Dual, Net};
+use super::net::{self, CLUSTER_DNS, DNS, Dual, Family, Net};
 use super::report::{Row, Sum};
 use super::scenario::{self, Course, NAMES, Scenario};
 use super::sockets::Overruns;
@@ -149,7 +149,7 @@ impl Lab {
         mut progress: impl FnMut(u64, &str),
     ) -> Result<Row, LabError> {
         let course = self.course(run, options);
-        warm_up(&self.net.pods, course.server)?;
+        self.warm_up(run.family)?;
         let course = Course { start: clock::now() + LEAD, ..course };
         let node = self.net.node();
         let before = (conntrack::counters(node)?, Overruns::read(&self.net)?);
@@ -179,6 +179,14 @@ impl Lab {
             lapses: self.lapses()?,
             ..sum.into_row(run, &events)
         })
+    }
+
+    /// Waits until every pod is answered.
+    ///
+    /// # Errors
+    /// When one is not.
+    pub(super) fn warm_up(&self, family: Family) -> Result<(), LabError> {
+        warm_up(&self.net.pods, SocketAddr::new(CLUSTER_DNS.of(family), DNS))
     }
 
     /// How often the newest daemon fell open.

@@ -1,6 +1,7 @@
 //! What shall be asked, of whom and when; and what came of each lookup.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub struct Load {
     pub habit: Habit,
     /// Local addresses, used in turns; the kernel's choice when there are none.
     pub sources: Vec<IpAddr>,
+    /// Local ports, one for each lookup in turns; the kernel's choice when there are none.
+    pub ports: Option<RangeInclusive<u16>>,
     /// Sockets that are kept for each server and thread; a new one for each lookup when `None`.
     pub kept: Option<u32>,
     pub start: Instant,
@@ -67,6 +70,13 @@ impl Load {
             turn += self.thread.1;
         }
         turn
+    }
+
+    /// The local port of the `turn`-th lookup; 0 is the kernel's choice.
+    pub(super) fn port(&self, turn: u64) -> u16 {
+        let Some(ports) = &self.ports else { return 0 };
+        let count = u64::from(ports.end().saturating_sub(*ports.start())) + 1;
+        ports.start().saturating_add(u16::try_from(turn % count).unwrap_or(0))
     }
 
     /// Which names the `turn`-th lookup asks for: all servers are asked for the same.

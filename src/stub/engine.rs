@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use crate::clock;
 
 /// The thread spins instead of sleeping for the last of the wait.
 const SPIN: Duration = Duration::from_micros(60);
+/// Lookups that leave together are made ready so long before.
+const AIM: Duration = Duration::from_micros(40);
 /// Kept sockets have tokens from here on.
 const KEPT: u64 = 1 << 63;
 
@@ -73,7 +76,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         for server in &self.load.servers {
             for index in 0..self.load.kept.unwrap_or(0) {
                 let at = usize::try_from(index).unwrap_or(0) % self.load.sources.len().max(1);
-                let socket = sockets::open(*server, self.load.sources.get(at).copied())?;
+                let socket = sockets::open(*server, self.load.sources.get(at).copied(), 0)?;
                 sockets::widen(&socket);
                 let token = KEPT | u64::try_from(self.lanes.len()).unwrap_or(0);
                 self.poll.add(&socket, token)?;
@@ -124,8 +127,9 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
                 self.count_what_never_left();
                 return None;
             }
-            if due > self.now {
-                return Some(due);
+            let aim = if self.load.ports.is_some() { AIM } else { Duration::ZERO };
+            if due > self.now + aim {
+                return due.checked_sub(aim);
             }
             let intended = match self.load.pace {
                 Pace::Open { .. } => due,
@@ -167,7 +171,8 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
     fn fire(&mut self, server: usize, intended: Instant) {
         let wanted = self.load.wanted(self.turn);
         let index = self.free.pop().unwrap_or(self.flights.len());
-        let flight = Flight::new(self.flights.get(index), server, wanted, intended);
+        let mut flight = Flight::new(self.flights.get(index), server, wanted, intended);
+        flight.port = self.load.port(self.turn);
         match self.flights.get_mut(index) {
             Some(old) => *old = flight,
             None => self.flights.push(flight),
@@ -230,6 +235,9 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
             }
         }
         if flight.socket.is_some() {
+            while self.load.ports.is_some() && clock::now() < flight.intended {
+                std::hint::spin_loop();
+            }
             outbox.flush(socket);
         }
         flight.left.get_or_insert(self.now);
@@ -246,7 +254,8 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         let Some(server) = self.load.servers.get(flight.server) else { return Ok(()) };
         let count = self.load.sources.len().max(1);
         let source = self.load.sources.get(self.rounds.wrapping_add(index) % count).copied();
-        let socket = sockets::open(*server, source)?;
+        // One that begins anew takes what the kernel draws.
+        let socket = sockets::open(*server, source, mem::take(&mut flight.port))?;
         let token = u64::from(flight.generation) << 32 | u64::try_from(index).unwrap_or(0);
         self.poll.add(&socket, token & !KEPT)?;
         flight.socket = Some(socket);

@@ -30,6 +30,8 @@ pub(super) struct Flight {
     pub(super) truncated: u32,
     pub(super) intended: Instant,
     pub(super) left: Option<Instant>,
+    /// The local port of its first socket; 0 is the kernel's choice.
+    pub(super) port: u16,
     /// Its own, unless sockets are kept.
     pub(super) socket: Option<UdpSocket>,
     pub(super) lane: usize,
@@ -63,6 +65,7 @@ impl Flight {
             truncated: 0,
             intended,
             left: None,
+            port: 0,
             socket: None,
             lane: 0,
         }

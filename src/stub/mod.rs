@@ -19,7 +19,7 @@ pub mod tcp;
 mod udp;
 pub mod wanted;
 
-pub use sockets::raise_descriptors;
+pub use sockets::{pin, raise_descriptors};
 
 use std::io;
 use std::net::SocketAddr;

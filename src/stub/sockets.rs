@@ -13,11 +13,11 @@ const DATAGRAM: usize = 2048;
 /// Sockets that one look tells about at most.
 const EVENTS: usize = 256;
 
-/// Opens a socket to `server`, from `source` or any address, from a port that the kernel draws.
+/// Opens a socket to `server`, from `source` or any address, from `port` or one that the kernel draws.
 ///
 /// # Errors
 /// What the kernel says: no descriptor, no port, no route.
-pub(super) fn open(server: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+pub(super) fn open(server: SocketAddr, source: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> {
     let any = match server {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -25,7 +25,9 @@ pub(super) fn open(server: SocketAddr, source: Option<IpAddr>) -> io::Result<Udp
     let domain = socket2::Domain::for_address(server);
     let kind = socket2::Type::DGRAM.nonblocking();
     let socket = socket2::Socket::new(domain, kind, None)?;
-    if let Some(source) = source.filter(|source| *source != any) {
+    if port != 0 {
+        socket.bind(&SocketAddr::new(source.unwrap_or(any), port).into())?;
+    } else if let Some(source) = source.filter(|source| *source != any) {
         // The port is drawn when the peer is known: it may be in use towards another one.
         draw_port_late(&socket)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -69,6 +71,22 @@ pub fn raise_descriptors() -> u64 {
 pub(super) fn wake_on_time() {
     // SAFETY: sets one number of the calling thread, in nanoseconds.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
+}
+
+/// Puts the calling thread on the `number`-th of the CPUs that it may use, counted round.
+pub fn pin(number: u64) {
+    // SAFETY: cpu_set_t is a bit field, all zeroes are a valid one; both calls get one that outlives them.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed);
+        let most = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+        let own: Vec<_> = (0..most).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed)).collect();
+        let at = usize::try_from(number).unwrap_or(0) % own.len().max(1);
+        let Some(cpu) = own.get(at) else { return };
+        let mut one: libc::cpu_set_t = mem::zeroed();
+        libc::CPU_SET(*cpu, &mut one);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one);
+    }
 }
 
 /// Tells which sockets have something to read.
