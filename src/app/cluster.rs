@@ -16,10 +16,14 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::cluster::files::{FileError, Files};
 use crate::cluster::object::ServiceKey;
+use crate::cluster::search::Search;
+use crate::cluster::tenancy::{self, Shown, Tenancy};
 #[cfg(feature = "kubernetes")]
 use crate::cluster::watch::WatchError;
 use crate::cluster::{Changes, Cluster, Event, Settings};
-use crate::config::{self, ClusterSource, Config, EndpointSource};
+use crate::config::{
+    self, ClusterSource, Config, EndpointSource, TenancyRule, Tenant, UpstreamSource, resolv_conf,
+};
 use crate::dns::ttl::Ttl;
 use crate::metrics::{Metrics, ZoneMetrics};
 use crate::resolve::route::ClusterZone;
@@ -55,7 +59,48 @@ pub fn make(config: &Config) -> Option<Arc<Cluster>> {
         pods: cluster.pods,
         interest: services.chain([&cluster.dns_service]).map(key).collect::<BTreeSet<_>>(),
         name_server: Some(key(&cluster.dns_service)),
+        search: if cluster.search { search(config) } else { None },
+        tenancy: tenancy(&cluster.tenancy),
     })))
+}
+
+/// The search list of the node's pods; `None` where it is not certain.
+fn search(config: &Config) -> Option<Search> {
+    if let Some(node) = &config.cluster.node_search {
+        return Some(Search { node: node.clone() });
+    }
+    let of_zone = config.forward.iter().find_map(|zone| match &zone.upstreams {
+        UpstreamSource::ResolvConf(path) => Some(path.clone()),
+        UpstreamSource::Fixed(_) => None,
+    });
+    let path = of_zone.unwrap_or_else(|| config::RESOLV_CONF.into());
+    match std::fs::read(&path) {
+        Ok(text) => Some(Search { node: resolv_conf::search(&String::from_utf8_lossy(&text)) }),
+        Err(error) => {
+            let file = path.display();
+            tracing::warn!(%file, %error, "cluster.search is off: write cluster.node_search");
+            None
+        }
+    }
+}
+
+/// What pods see; `None` where nothing is written.
+fn tenancy(rules: &[TenancyRule]) -> Option<Tenancy> {
+    let shown = |rule: &TenancyRule| match &rule.sees {
+        None => Shown::All,
+        Some(labels) => Shown::only(labels.iter().map(String::as_str)),
+    };
+    let of = |tenant: &Tenant| rules.iter().find(|rule| rule.of == *tenant).map(shown);
+    let by_namespace = rules.iter().filter_map(|rule| match &rule.of {
+        Tenant::Namespace(name) => Some((tenancy::label(name), shown(rule))),
+        _ => None,
+    });
+    (!rules.is_empty()).then(|| Tenancy {
+        by_namespace: by_namespace.collect(),
+        others: of(&Tenant::Others).unwrap_or_else(Shown::nothing),
+        // Before a pod's address is known to the API server its first queries come.
+        unknown: of(&Tenant::Unknown).unwrap_or(Shown::All),
+    })
 }
 
 /// The zone's place among the routes: none where the zone is forwarded.

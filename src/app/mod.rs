@@ -145,6 +145,7 @@ impl Parts {
         let loop_probe = Arc::clone(upstreams.loop_probe());
         let feed = Arc::new(Feed { upstreams, listen });
         let cluster = cluster::make(&config);
+        let askers = cluster.clone();
         let route = cluster.as_ref().and_then(|cluster| cluster::route(&config, cluster, &metrics));
         let metrics_of = Arc::clone(&metrics);
         let maker = Maker { feed, cluster: route, metrics: metrics_of, reach: Arc::default() };
@@ -164,7 +165,8 @@ impl Parts {
             let metrics = metrics.zone.clone();
             Life::begin(Publisher { cluster, cache, feed, metrics }, &config)
         });
-        let resolver = Arc::new(Resolver::new(routes, cache, loop_probe, Arc::clone(&metrics)));
+        let resolver = Resolver::new(routes, cache, loop_probe, Arc::clone(&metrics));
+        let resolver = Arc::new(resolver.with_askers(askers));
         let in_flight = Shares::new(config.serve.max_in_flight, config.serve.max_in_flight);
         let front = Arc::new(Front::new(resolver, policy(&config), metrics, in_flight));
         let shutdown = Shutdown::default();

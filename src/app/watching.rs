@@ -48,7 +48,11 @@ impl Watching {
         let wanted = Wanted {
             kubeconfig: cluster.kubeconfig.clone(),
             interest: publisher.cluster.settings().interest.clone(),
-            pods: if cluster.pods == PodNames::Verified { Pods::All } else { Pods::None },
+            pods: match &cluster.node {
+                _ if cluster.pods == PodNames::Verified => Pods::All,
+                Some(node) if cluster.minds_askers() => Pods::Of(node.clone()),
+                _ => Pods::None,
+            },
         };
         let watch = Watch::connect(&wanted, metrics.watch.clone()).await?;
         let dns_service =

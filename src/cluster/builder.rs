@@ -162,7 +162,12 @@ impl Builder {
         let listed = pod.status.pod_ips.iter().map(|pod_ip| &pod_ip.ip);
         let texts = std::iter::once(&pod.status.pod_ip).chain(listed);
         let addresses: BTreeSet<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
-        let at = PodAt { namespace: label.into(), is_host: pod.spec.host_network };
+        let at = PodAt {
+            namespace: label.into(),
+            is_host: pod.spec.host_network,
+            is_leaving: !pod.metadata.deletion_timestamp.is_empty(),
+            has_plain_search: pod.spec.has_plain_search(),
+        };
         let state = PodState { addresses: addresses.into_iter().collect(), at };
         match self.pods.put(stream, id, version, state.clone()) {
             Put::Same => return,

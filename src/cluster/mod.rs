@@ -7,10 +7,12 @@
 //!
 //! Read [`object`] first, what is known of an object; then `builder`, which makes a [`snapshot`] of events
 //! with the help of `registry` (who holds an object), [`record`] (what a Service is for DNS) and `shards`
-//! (maps that are cheap to copy); then [`name`], what a name asks for, and [`zone`], the answers.
+//! (maps that are cheap to copy); then [`name`], what a name asks for, and [`zone`], the answers. Where they
+//! depend on the pod that asks: [`asker`], with [`search`] and [`tenancy`].
 
 #[cfg(feature = "kubernetes")]
 mod api;
+pub mod asker;
 #[cfg(feature = "kubernetes")]
 mod backoff;
 mod builder;
@@ -22,8 +24,10 @@ pub mod name;
 pub mod object;
 pub mod record;
 mod registry;
+pub mod search;
 mod shards;
 pub mod snapshot;
+pub mod tenancy;
 #[cfg(test)]
 mod tests;
 mod touched;
@@ -43,8 +47,11 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 use self::builder::Builder;
+use self::name::Asked;
 use self::object::{Object, ServiceKey};
+use self::search::Search;
 use self::snapshot::Snapshot;
+use self::tenancy::{Sight, Tenancy};
 use self::zone::{Answer, Zone};
 use crate::clock;
 pub use crate::config::PodNames;
@@ -63,6 +70,19 @@ pub struct Settings {
     pub interest: BTreeSet<ServiceKey>,
     /// The cluster DNS: the zone's name server.
     pub name_server: Option<ServiceKey>,
+    /// What a pod's search list finds further down is answered at once.
+    pub search: Option<Search>,
+    /// What pods see.
+    pub tenancy: Option<Tenancy>,
+}
+
+impl Settings {
+    /// What a folded wire name asks for, with the cluster domain that it lies in: the longest.
+    fn within<'a>(&self, qname: &'a [u8]) -> Option<(&Name, Asked<'a>)> {
+        let parse = |domain| Some((domain, name::parse(qname, domain)?));
+        let domains = self.domains.iter().filter_map(parse);
+        domains.max_by_key(|(domain, _)| domain.as_wire().len())
+    }
 }
 
 /// One list of objects that a source keeps current: what a fresh list of it lacks is gone.
@@ -165,9 +185,14 @@ impl Cluster {
     ///
     /// Read the name's epoch before the call: the snapshot is loaded here.
     pub fn answer(&self, query: &Query) -> Option<Answer> {
+        self.answer_within(query, Sight::ALL)
+    }
+
+    /// The answer to who sees no more than this.
+    fn answer_within(&self, query: &Query, sight: Sight<'_>) -> Option<Answer> {
         let snapshot = self.snapshot.load();
-        let zone = Zone { snapshot: &snapshot, settings: &self.settings, serial: self.serial };
-        zone.answer(query)
+        let (settings, serial) = (&self.settings, self.serial);
+        Zone { snapshot: &snapshot, settings, serial, sight }.answer(query)
     }
 
     /// Tells whether `qname` is the reverse name of an address of ours.

@@ -38,6 +38,21 @@ pub enum Asked<'a> {
     Nothing,
 }
 
+impl<'a> Asked<'a> {
+    /// The label of the namespace that the name is of.
+    pub fn namespace(self) -> Option<&'a [u8]> {
+        match self {
+            Self::Namespace(namespace)
+            | Self::PodNamespace(namespace)
+            | Self::Pod { namespace, .. } => Some(namespace),
+            Self::Service(key)
+            | Self::Endpoint { service: key, .. }
+            | Self::Port { service: key, .. } => Some(key.namespace()),
+            Self::Apex | Self::Inner | Self::Version | Self::NameServer | Self::Nothing => None,
+        }
+    }
+}
+
 /// A Service as a name has it: its label and its namespace's, both with their lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key<'a>(pub &'a [u8]);
@@ -49,9 +64,8 @@ impl<'a> Key<'a> {
     }
 }
 
-/// Reads what `qname` asks for within the cluster domain `domain`; `None` when it is not within.
-pub fn parse<'a>(qname: &'a Name, domain: &Name) -> Option<Asked<'a>> {
-    let wire = qname.as_wire();
+/// Reads what a folded wire name asks for within the cluster domain `domain`; `None` when it is not within.
+pub fn parse<'a>(wire: &'a [u8], domain: &Name) -> Option<Asked<'a>> {
     let start = wire.len().checked_sub(domain.as_wire().len())?;
     // Bytes that end alike may differ in where labels begin, so whole suffixes are compared.
     if !suffixes(wire).any(|suffix| suffix.len() == domain.as_wire().len())
@@ -182,7 +196,7 @@ mod tests {
         let (name, domain) = (Name::from_text(name), Name::from_text("cluster.example"));
         let (name, domain) = (name.expect("name"), domain.expect("domain"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Some(match parse(&name, &domain)? {
+        Some(match parse(name.as_wire(), &domain)? {
             Asked::Namespace(label) => format!("namespace {}", text(label)),
             Asked::PodNamespace(label) => format!("pods {}", text(label)),
             Asked::Pod { address, namespace } => {
@@ -231,7 +245,7 @@ mod tests {
     fn bytes_that_look_like_the_domain_within_a_label_are_not_it() {
         let name = Name::from_text(r"x\007cluster\007example.").expect("name");
         let domain = Name::from_text("cluster.example").expect("domain");
-        assert_eq!(parse(&name, &domain), None);
+        assert_eq!(parse(name.as_wire(), &domain), None);
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub struct Meta {
     pub namespace: String,
     #[serde(deserialize_with = "nullable")]
     pub resource_version: String,
+    /// Empty unless the object is being deleted.
+    #[serde(deserialize_with = "nullable")]
+    pub deletion_timestamp: String,
     /// Only those labels that DNS needs.
     #[serde(deserialize_with = "nullable")]
     pub labels: Labels,
@@ -233,6 +236,27 @@ pub struct PodSpec {
     pub node_name: String,
     #[serde(deserialize_with = "nullable")]
     pub host_network: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub dns_policy: String,
+    #[serde(deserialize_with = "nullable")]
+    pub dns_config: PodDns,
+}
+
+impl PodSpec {
+    /// Tells whether the pod's search list is that of its namespace and its node.
+    pub fn has_plain_search(&self) -> bool {
+        let is_cluster_first =
+            matches!(self.dns_policy.as_str(), "" | "ClusterFirst" | "ClusterFirstWithHostNet");
+        is_cluster_first && self.dns_config.searches.is_empty()
+    }
+}
+
+/// What a pod says of its own resolv.conf.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PodDns {
+    #[serde(deserialize_with = "nullable")]
+    pub searches: Vec<String>,
 }
 
 /// How a pod is.

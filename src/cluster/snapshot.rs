@@ -37,6 +37,10 @@ pub struct PodAt {
     pub namespace: Namespace,
     /// The address is the node's, and so every such pod's.
     pub is_host: bool,
+    /// It is being deleted: its address may be another's before we hear of it.
+    pub is_leaving: bool,
+    /// Its search list is that of its namespace and its node.
+    pub has_plain_search: bool,
 }
 
 impl Owners {
@@ -88,6 +92,14 @@ impl Snapshot {
     /// The pods with this address.
     pub fn pods(&self, address: IpAddr) -> &[PodAt] {
         self.pods.get(&address).map(|pods| &**pods).unwrap_or_default()
+    }
+
+    /// The pod that an address certainly is of: no other has it, nor will have it soon.
+    pub fn pod(&self, address: IpAddr) -> Option<&PodAt> {
+        match self.pods(address) {
+            [pod] => Some(pod).filter(|pod| !pod.is_host && !pod.is_leaving),
+            _ => None,
+        }
     }
 
     /// How many Services and addresses there are.

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::name::{self, Asked, Key};
 use super::record::{Port, Record};
 use super::snapshot::Snapshot;
+use super::tenancy::Sight;
 use super::{PodNames, Settings};
 use crate::dns::build::{self, LocalRecord};
 use crate::dns::name::Name;
@@ -37,6 +38,8 @@ pub(super) struct Zone<'a> {
     pub settings: &'a Settings,
     /// The number in the SOA records.
     pub serial: u32,
+    /// What the asker sees.
+    pub sight: Sight<'a>,
 }
 
 /// What is found under a name, before it is encoded.
@@ -59,28 +62,41 @@ struct Target {
 impl Zone<'_> {
     /// The answer; `None` when the name is none of ours.
     pub fn answer(&self, query: &Query) -> Option<Answer> {
-        let parse = |domain| Some((domain, name::parse(&query.qname, domain)?));
-        let domains = self.settings.domains.iter().filter_map(parse);
-        let longest = domains.max_by_key(|(domain, _)| domain.as_wire().len());
-        let (apex, found) = match longest {
+        let (apex, found) = match self.settings.within(query.qname.as_wire()) {
             Some((domain, asked)) => (domain, View { zone: self, domain, query }.find(asked)),
-            None => (&query.qname, self.reverse(query)?),
+            None => match self.reverse(query)? {
+                Found::NoName => return Some(Answer::Whole(self.denial(query))),
+                found => (&query.qname, found),
+            },
         };
-        let (rcode, answer, additional) = match found {
+        let (answer, additional) = match found {
             Found::Alias(alias) => return Some(Answer::Alias(alias)),
-            Found::Records(answer, additional) => (Rcode::NOERROR, answer, additional),
-            Found::NoName => (Rcode::NXDOMAIN, Vec::new(), Vec::new()),
+            Found::Records(answer, additional) => (answer, additional),
+            Found::NoName => return Some(Answer::Whole(self.denial(query))),
         };
         let authority = if answer.is_empty() { vec![self.soa(apex)] } else { Vec::new() };
-        let encoded = build::sections(query, rcode, [&answer, &authority, &additional]);
+        let encoded = build::sections(query, Rcode::NOERROR, [&answer, &authority, &additional]);
         Some(Answer::Whole(encoded.with_rotation()))
+    }
+
+    /// The response that there is no such name: as if nobody had it.
+    pub fn denial(&self, query: &Query) -> Encoded {
+        let domain = self.settings.within(query.qname.as_wire()).map(|(domain, _)| domain.clone());
+        let tree = || {
+            let trees = [&b"\x07in-addr\x04arpa\0"[..], b"\x03ip6\x04arpa\0"];
+            Name::from_wire(query.qname.suffixes().find(|suffix| trees.contains(suffix))?)
+        };
+        let apex = domain.or_else(tree).unwrap_or_else(Name::root);
+        build::authoritative(query, Rcode::NXDOMAIN, &[], &[self.soa(&apex)])
     }
 
     /// What the reverse name of one of our addresses leads to.
     fn reverse(&self, query: &Query) -> Option<Found> {
         let address = name::reversed(&query.qname)?;
         let domain = self.settings.domains.first()?;
-        let owners: Vec<_> = self.snapshot.owners(address).collect();
+        let all = self.snapshot.owners(address);
+        let (owners, hidden): (Vec<_>, Vec<_>) =
+            all.partition(|(key, _)| self.sight.shows(Key(key).namespace()));
         let fixed = owners.iter().find(|(_, record)| matches!(***record, Record::Fixed { .. }));
         let names: Vec<Name> = match fixed {
             Some((key, _)) => below(&[], key, domain).into_iter().collect(),
@@ -92,7 +108,8 @@ impl Zone<'_> {
             }
         };
         if names.is_empty() {
-            return None;
+            // Another's answer would tell what is hidden.
+            return (!hidden.is_empty()).then_some(Found::NoName);
         }
         let wanted = matches!(query.qtype, Qtype::PTR | Qtype::ANY);
         let names = names.into_iter().filter(|_| wanted).map(|name| name.as_wire().to_vec());
@@ -148,6 +165,9 @@ impl View<'_> {
     /// What is found under what is asked.
     fn find(&self, asked: Asked<'_>) -> Found {
         let snapshot = self.zone.snapshot;
+        if asked.namespace().is_some_and(|namespace| !self.zone.sight.shows(namespace)) {
+            return Found::NoName;
+        }
         match asked {
             Asked::Apex => self.apex(),
             Asked::Inner => Found::only([]),
@@ -188,6 +208,9 @@ impl View<'_> {
         let found = || {
             let service = self.zone.settings.name_server.as_ref()?;
             let key = name::service_key(&service.namespace, &service.name)?;
+            if !self.zone.sight.shows(Key(&key).namespace()) {
+                return None;
+            }
             match &**self.zone.snapshot.service(Key(&key))? {
                 Record::Fixed { addresses, .. } => {
                     Some((below(&[], &key, self.domain)?, addresses.to_vec()))

@@ -7,6 +7,7 @@ use super::bounds::CLUSTER_TTL;
 use super::endpoints::ServiceKey;
 use super::error::Fault;
 use super::reader::{self, Reader};
+use super::tenancy::TenancyRule;
 use super::zones;
 use crate::dns::name::Name;
 
@@ -73,6 +74,21 @@ pub struct Cluster {
     pub folder: Option<PathBuf>,
     /// The cluster DNS.
     pub dns_service: ServiceKey,
+    /// Whether what a pod's search list finds further down is answered at once.
+    pub search: bool,
+    /// Search domains that pods have from their node; `None` means those of its resolv.conf.
+    pub node_search: Option<Vec<Name>>,
+    /// What pods see; no line, and everybody sees everything.
+    pub tenancy: Vec<TenancyRule>,
+    /// This node's name, where its pods are to be watched.
+    pub node: Option<String>,
+}
+
+impl Cluster {
+    /// Tells whether an answer may depend on the pod that asks.
+    pub fn minds_askers(&self) -> bool {
+        self.search || !self.tenancy.is_empty()
+    }
 }
 
 /// Reads the table.
@@ -91,7 +107,7 @@ pub fn read(reader: &mut Reader<'_, '_>) -> Cluster {
         );
     }
     let service = reader.value("cluster.dns_service", |value| reader::text(value)?.parse());
-    Cluster {
+    let cluster = Cluster {
         source,
         domains: read_domains(reader),
         ttl: reader.duration("cluster.ttl", &CLUSTER_TTL),
@@ -104,22 +120,84 @@ pub fn read(reader: &mut Reader<'_, '_>) -> Cluster {
             namespace: "kube-system".to_owned(),
             name: "kube-dns".to_owned(),
         }),
+        search: reader.switch("cluster.search", false),
+        node_search: reader.list("cluster.node_search").map(|_| read_node_search(reader)),
+        tenancy: read_tenancy(reader),
+        node: reader.text("cluster.node").map(str::to_owned),
+    };
+    check_askers(reader, &cluster);
+    cluster
+}
+
+/// Refuses options for which the pods must be known, where they cannot be.
+fn check_askers(reader: &mut Reader<'_, '_>, cluster: &Cluster) {
+    let fault = match cluster.source {
+        None => Fault::Missing { what: "`source` beside it" },
+        Some(ClusterSource::Forward) => Fault::Conflict { other: "cluster.source = \"forward\"" },
+        Some(ClusterSource::Watch)
+            if cluster.node.is_none() && cluster.pods != PodNames::Verified =>
+        {
+            let what = "`node` beside it (in a DaemonSet the variable NODENS_CLUSTER__NODE)";
+            Fault::Missing { what }
+        }
+        _ => return,
+    };
+    if cluster.search {
+        zones::fail_at(reader, "cluster.search", fault.clone());
     }
+    if !cluster.tenancy.is_empty() {
+        zones::fail_at(reader, "cluster.tenancy", fault);
+    }
+}
+
+/// What pods see, each tenant once.
+fn read_tenancy(reader: &mut Reader<'_, '_>) -> Vec<TenancyRule> {
+    let mut rules: Vec<TenancyRule> = Vec::new();
+    let mut places = Vec::new();
+    for item in reader.list("cluster.tenancy").unwrap_or_default() {
+        let read = reader::text(&item.value).and_then(str::parse);
+        let Some(rule): Option<TenancyRule> = reader.accept(&item.place, read) else { continue };
+        match rules.iter().position(|known| known.of == rule.of) {
+            Some(at) => {
+                let first: &super::error::Place = places[at];
+                let what = format!("a line of \"{}\"", rule.of);
+                reader.fail(&item.place, Fault::Duplicate { what, first: first.to_string() });
+            }
+            None => {
+                rules.push(rule);
+                places.push(&item.place);
+            }
+        }
+    }
+    rules
+}
+
+/// The search domains that pods have from their node.
+fn read_node_search(reader: &mut Reader<'_, '_>) -> Vec<Name> {
+    let mut names = Vec::new();
+    for item in reader.list("cluster.node_search").unwrap_or_default() {
+        let read = read_domain(&item.value, "a search domain", "\"example.org\"");
+        names.extend(reader.accept(&item.place, read));
+    }
+    names
+}
+
+/// A name that is not the root.
+fn read_domain(
+    value: &super::spec::Value,
+    what: &'static str,
+    example: &'static str,
+) -> Result<Name, Fault> {
+    let text = reader::text(value)?;
+    let name = Name::from_text(text).ok().filter(|name| !name.is_root());
+    name.ok_or_else(|| Fault::NotA { text: text.to_owned(), what, example })
 }
 
 /// The cluster domains, each once.
 fn read_domains(reader: &mut Reader<'_, '_>) -> Vec<Name> {
     let mut domains: Vec<Name> = Vec::new();
     for item in reader.some_list("cluster.domains", "domain").unwrap_or_default() {
-        let read = reader::text(&item.value).and_then(|text| {
-            let name = Name::from_text(text).ok().filter(|name| !name.is_root());
-            let not_a = || Fault::NotA {
-                text: text.to_owned(),
-                what: "a cluster domain",
-                example: "\"cluster.local\"",
-            };
-            name.ok_or_else(not_a)
-        });
+        let read = read_domain(&item.value, "a cluster domain", "\"cluster.local\"");
         let new = reader.accept(&item.place, read);
         domains.extend(new.filter(|new| !domains.contains(new)));
     }

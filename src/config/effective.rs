@@ -9,6 +9,7 @@ use super::{
     Admin, Cache, Cluster, Config, Forward, Intercept, InterceptMode, Listen, Local, Log,
     LogFormat, PortPolicy, Rewrite, Serve, StaticRecord, UpstreamSource, zones,
 };
+use crate::dns::name::Name;
 
 /// Keys with their values as TOML; `None` stands for a default that TOML cannot say.
 type Values = Vec<(&'static str, Option<String>)>;
@@ -178,15 +179,20 @@ fn local(local: &Local) -> Values {
 /// `[cluster]`
 fn cluster(cluster: &Cluster) -> Values {
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quote(&path.to_string_lossy()));
-    let domains = cluster.domains.iter().map(|domain| quote(&domain.to_string()));
+    let names = |names: &[Name]| list(names.iter().map(|name| quote(&name.to_string())));
+    let rules = cluster.tenancy.iter().map(|rule| quote(&rule.to_string()));
     vec![
         ("cluster.source", cluster.source.map(|source| quote(source.as_text()))),
-        ("cluster.domains", Some(list(domains))),
+        ("cluster.domains", Some(names(&cluster.domains))),
         ("cluster.ttl", Some(quote(&write_duration(cluster.ttl)))),
         ("cluster.pods", Some(quote(cluster.pods.as_text()))),
         ("cluster.kubeconfig", path(&cluster.kubeconfig)),
         ("cluster.folder", path(&cluster.folder)),
         ("cluster.dns_service", Some(quote(&cluster.dns_service.to_string()))),
+        ("cluster.search", Some(cluster.search.to_string())),
+        ("cluster.node_search", cluster.node_search.as_deref().map(names)),
+        ("cluster.tenancy", Some(list(rules))),
+        ("cluster.node", cluster.node.as_deref().map(quote)),
     ]
 }
 
@@ -317,7 +323,8 @@ mod tests {
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
             "[cluster]\nsource = \"files\"\nfolder = \"/m\"\ndomains = [\"a.example\", \"b\"]\nttl = \"0s\"\n\
-             pods = \"verified\"\nkubeconfig = \"/k\"\ndns_service = \"dns/core-dns\"",
+             pods = \"verified\"\nkubeconfig = \"/k\"\ndns_service = \"dns/core-dns\"\nsearch = true\n\
+             node_search = [\"c.example\"]\ntenancy = [\"a: b c\", \"*: a\", \"?: *\"]\nnode = \"n1\"",
             "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",
             "[admin]\nsocket = \"/s\"\n[cache]\nsize = \"0\"\nstale = \"0s\"",
         ] {

@@ -24,15 +24,17 @@ impl fmt::Display for ServiceKey {
     }
 }
 
+/// Tells whether a text is a label as Kubernetes has them.
+pub(super) fn is_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
 impl FromStr for ServiceKey {
     type Err = Fault;
 
     /// Reads `NAMESPACE/NAME`, both of them DNS labels.
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let is_label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        };
         match text.split_once('/') {
             Some((namespace, name)) if is_label(namespace) && is_label(name) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })

@@ -20,6 +20,7 @@ mod reader;
 pub mod resolv_conf;
 pub mod rewrite;
 pub mod spec;
+pub mod tenancy;
 pub mod watch;
 mod zones;
 
@@ -39,6 +40,8 @@ pub use load::{Inputs, Sources, load};
 pub use loops::loops;
 pub use rewrite::{Aaaa, Rewrite, TtlBounds};
 pub use spec::Flags;
+pub use tenancy::{TenancyRule, Tenant};
+pub use zones::RESOLV_CONF;
 
 /// The effective configuration: one value, made whole at start and at each reload.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! The `nameserver` lines of a resolv.conf.
+//! The `nameserver` lines of a resolv.conf, and its search list.
 //!
 //! Source: resolv.conf(5)
 
@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::Upstream;
 use super::endpoint::{self, Interfaces, Scheme};
 use super::error::Fault;
+use crate::dns::name::Name;
 
 /// What a resolv.conf says that concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,21 @@ pub fn parse(text: &str, links: &Interfaces) -> ResolvConf {
         }
     }
     out
+}
+
+/// The search list: that of the last `search` or `domain` line; names that are none are left out.
+pub fn search(text: &str) -> Vec<Name> {
+    let list = |line: &str| -> Option<Vec<Name>> {
+        let mut words = line.split_whitespace();
+        let count = match words.next()? {
+            "search" => usize::MAX,
+            "domain" => 1,
+            _ => return None,
+        };
+        let names = words.take(count).filter_map(|word| Name::from_text(word).ok());
+        Some(names.filter(|name| !name.is_root()).collect())
+    };
+    text.lines().filter_map(list).next_back().unwrap_or_default()
 }
 
 /// Reads one address; 0.0.0.0 means 127.0.0.1 and `::` means `::1`, as glibc's sockets have it.
@@ -94,6 +110,21 @@ mod tests {
         );
         let lines: Vec<usize> = read.warnings.iter().map(|warning| warning.line).collect();
         assert_eq!(lines, [7, 8, 9]);
+    }
+
+    #[test]
+    fn the_last_search_or_domain_line_counts() {
+        for (text, expected) in [
+            ("", ""),
+            ("nameserver 192.0.2.1\nsearch a.example  b.example.\n", "a.example. b.example."),
+            ("search a.example\ndomain c.example d.example\n", "c.example."),
+            ("domain c.example\nsearch . b..example a.example", "a.example."),
+            ("search a.example\nsearch\n", ""),
+            ("# search a.example", ""),
+        ] {
+            let names: Vec<_> = search(text).iter().map(Name::to_string).collect();
+            assert_eq!(names.join(" "), expected, "{text}");
+        }
     }
 
     #[test]

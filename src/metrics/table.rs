@@ -118,6 +118,12 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ),
     ("nodens_cluster_files_failed_total", "counter", "Manifests that could not be read."),
     (
+        "nodens_cluster_search_answers_total",
+        "counter",
+        "Queries answered with what the pod's search list has further down.",
+    ),
+    ("nodens_cluster_denials_total", "counter", "Queries for names that the asker may not see."),
+    (
         "nodens_cluster_visible_seconds",
         "histogram",
         "Time from an event's arrival until queries see its change.",

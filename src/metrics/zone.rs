@@ -44,6 +44,10 @@ pub struct ZoneMetrics {
     pub names_changed: Counter,
     /// Manifests that could not be read.
     pub files_failed: Counter,
+    /// Answers that a pod's search list had further down.
+    pub search_answers: Counter,
+    /// Names that exist, perhaps, and were withheld from the asker.
+    pub denials: Counter,
     /// From the moment that an event was read until its change is visible.
     pub visible: Arc<Spans>,
     /// From the moment that the cluster says a change of endpoints happened until it is visible.
@@ -61,6 +65,8 @@ impl ZoneMetrics {
             ("nodens_cluster_events_total", &self.events),
             ("nodens_cluster_names_changed_total", &self.names_changed),
             ("nodens_cluster_files_failed_total", &self.files_failed),
+            ("nodens_cluster_search_answers_total", &self.search_answers),
+            ("nodens_cluster_denials_total", &self.denials),
         ] {
             families.counters(name, [(Vec::new(), counter.get())])?;
         }

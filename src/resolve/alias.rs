@@ -18,7 +18,7 @@ use crate::dns::{Qtype, Rcode, edns};
 use crate::metrics::Origin;
 
 /// Aliases of our own that one response follows; a forwarded chain has been followed upstream.
-const MAX_ALIASES: usize = 8;
+pub(super) const MAX_ALIASES: usize = 8;
 
 impl Resolver {
     /// The response to `query`, whose name is an alias of our own data.
@@ -101,7 +101,7 @@ impl Resolver {
     }
 
     /// The alias of our own data or of the cluster zone at the query's name, if its type leads there.
-    fn own_alias(&self, query: &Query) -> Option<LocalRecord> {
+    pub(super) fn own_alias(&self, query: &Query) -> Option<LocalRecord> {
         let routes = self.routes.load();
         match routes.route(&query.qname) {
             Route::Local(answer) => match answer.encode(query) {
@@ -153,7 +153,7 @@ fn wire_of(name: &rr::Name) -> Option<Name> {
 }
 
 /// The target's response under the alias' question, with the aliases in front.
-fn joined(
+pub(super) fn joined(
     query: &Query,
     aliases: &[LocalRecord],
     target: &Query,

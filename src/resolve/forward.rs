@@ -158,9 +158,10 @@ impl Resolver {
     ) -> Outcome {
         let epoch = self.cache.epoch_of(key);
         let source = Source { zone: zone.id, origin: Origin::Forward, epoch };
-        // A reload swaps the routes first and flushes afterwards: what is asked by routes that were
-        // in force after the epoch was read is caught by the flush, anything else is not stored.
-        let may_store = self.routes.load().has(zone);
+        // A reload swaps the routes first and flushes afterwards, as the cluster zone does when it begins
+        // to answer for a name: what is asked by routes that were in force after the epoch was read is
+        // caught by the flush, anything else is not stored.
+        let may_store = self.routes.load().lead_to(zone, &query.qname);
         match self.receive(query, key, zone).await {
             Ok(encoded) if may_store => {
                 let offer = zone.rewrite.offer(encoded);
@@ -170,7 +171,7 @@ impl Resolver {
             Err(error) => {
                 let error = ResolveError::Exchange(Arc::new(error));
                 tracing::debug!(qname = %query.qname, qtype = %query.qtype, %error, "resolution failed");
-                if error.is_resolution_failure() && self.routes.load().has(zone) {
+                if error.is_resolution_failure() && may_store {
                     let failure = build::failure(query, error.rcode(), error.ede().as_ref());
                     self.cache.store_failure(key, failure, source, clock::now());
                 }

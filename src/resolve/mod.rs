@@ -2,12 +2,13 @@
 //!
 //! [`route`] picks who answers, [`local`] knows our own data, [`cluster`] asks the cluster zone, [`forward`] asks upstreams through the
 //! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
-//! [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
+//! [`asker`] where who asks matters, [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
 //! [`dns64`], and by [`reach`] where IPv6 leads nowhere).
 //! It refuses to know sockets and wire forms: `serve` faces stub resolvers, `upstream` the others.
 
 pub mod alias;
 pub mod any;
+pub mod asker;
 pub mod cluster;
 pub mod dns64;
 pub mod error;
@@ -35,6 +36,7 @@ use crate::cache::entry::Entry;
 use crate::cache::key::KeyBuffer;
 use crate::cache::{Cache, Found, Source};
 use crate::clock;
+use crate::cluster::Cluster;
 use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
 use crate::dns::{Qclass, Qtype};
@@ -64,6 +66,8 @@ pub struct Resolver {
     in_flight: InFlight,
     loop_probe: Arc<LoopProbe>,
     metrics: Arc<Metrics>,
+    /// Set where answers may depend on who asks.
+    askers: Option<Arc<Cluster>>,
 }
 
 impl Resolver {
@@ -75,7 +79,7 @@ impl Resolver {
         metrics: Arc<Metrics>,
     ) -> Self {
         let routes = ArcSwap::from_pointee(routes);
-        Self { routes, cache, in_flight: InFlight::default(), loop_probe, metrics }
+        Self { routes, cache, in_flight: InFlight::default(), loop_probe, metrics, askers: None }
     }
 
     /// The response to `query`. NXDOMAIN and NODATA are responses.

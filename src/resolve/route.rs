@@ -107,9 +107,13 @@ impl Routes {
         Route::Forward(&self.root)
     }
 
-    /// Tells whether these are the routes that lead to this very zone: each `Routes` has zones of its own.
-    pub fn has(&self, zone: &ForwardZone) -> bool {
-        self.zones().any(|own| ptr::eq(&raw const **own, zone))
+    /// Tells whether these are the routes by which `qname` leads to this very zone: each `Routes` has zones of
+    /// its own, and the cluster zone may have come to answer since.
+    pub fn lead_to(&self, zone: &ForwardZone, qname: &Name) -> bool {
+        if self.cluster.is_none() {
+            return self.zones().any(|own| ptr::eq(&raw const **own, zone));
+        }
+        matches!(self.route(qname), Route::Forward(own) if ptr::eq(&raw const **own, zone))
     }
 
     /// The cluster zone.

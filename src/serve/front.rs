@@ -94,9 +94,10 @@ impl Front {
     ) -> Look<'a> {
         let look = vet(wire, source, policy);
         let Look::Miss(view) = look else { return look };
-        match self.resolver.cache().fresh(&KeyBuffer::from_view(&view), now) {
-            Some(entry) => Look::Hit(view, entry),
-            None => look,
+        let key = KeyBuffer::from_view(&view);
+        match self.resolver.cache().fresh(&key, now) {
+            Some(entry) if self.resolver.may_share(&key, source, &entry) => Look::Hit(view, entry),
+            _ => look,
         }
     }
 

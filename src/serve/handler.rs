@@ -58,7 +58,8 @@ impl Handler {
             Carrier::Stream => MAX_MESSAGE,
         };
         let query = view.to_query();
-        let resolving = AssertUnwindSafe(self.front.resolver.resolve(&query, carrier));
+        let resolving =
+            AssertUnwindSafe(self.front.resolver.resolve_for(&query, carrier, source.ip()));
         let outcome = resolving.catch_unwind().await.unwrap_or_else(|_| {
             self.front.metrics.serve.panics.inc();
             tracing::error!(qname = %query.qname, qtype = %query.qtype, "a panic was caught");

@@ -8,6 +8,7 @@
 
 mod admin;
 mod answers;
+mod askers;
 mod bench;
 mod bind;
 mod cache;

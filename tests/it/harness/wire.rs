@@ -1,7 +1,7 @@
 //! The ways to a server: one datagram, or one TCP connection with its framing in our own hands.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use super::message::{Answer, Ask, u16_at};
@@ -18,12 +18,17 @@ pub struct Udp(pub UdpSocket);
 impl Udp {
     /// A socket on any port towards `server`.
     pub fn to(server: SocketAddr) -> Self {
-        let any: SocketAddr = if server.is_ipv4() {
-            "0.0.0.0:0".parse().expect("an address")
+        let any: IpAddr = if server.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
         } else {
-            "[::]:0".parse().expect("an address")
+            Ipv6Addr::UNSPECIFIED.into()
         };
-        let socket = UdpSocket::bind(any).expect("a free port");
+        Self::from(any, server)
+    }
+
+    /// A socket on any port of `source` towards `server`.
+    pub fn from(source: IpAddr, server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((source, 0)).expect("a free port");
         socket.connect(server).expect("a route to the server");
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         Self(socket)

@@ -1,0 +1,130 @@
+//! Who asks, where the operator lets answers depend on it: by [`super::search`] and [`super::tenancy`].
+//!
+//! The ordinary answer is the same for everybody, and only that is ever shared. What is told to one asker
+//! alone is made anew for each query.
+
+use std::net::IpAddr;
+
+use super::name::Asked;
+use super::search;
+use super::snapshot::{Namespace, PodAt, Snapshot};
+use super::tenancy::Sight;
+use super::zone::{Answer, Zone};
+use super::{Cluster, Settings};
+use crate::dns::Rcode;
+use crate::dns::name::Name;
+use crate::dns::query::Query;
+use crate::dns::response::Encoded;
+
+/// The last label of every reverse name.
+const ARPA: &[u8] = b"\x04arpa\0";
+
+/// Who asks, as far as it is certain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// The pod's namespace; `None` is who is no known pod.
+    namespace: Option<Namespace>,
+    /// Whether its search list is that of its namespace and its node.
+    has_plain_search: bool,
+}
+
+impl Settings {
+    /// Tells whether an answer may depend on who asks.
+    pub fn minds_askers(&self) -> bool {
+        self.search.is_some() || self.tenancy.is_some()
+    }
+
+    /// What pods of a namespace (its label, with length) see.
+    fn sight<'a>(&'a self, namespace: Option<&'a [u8]>) -> Sight<'a> {
+        let label = namespace.and_then(|namespace| namespace.get(1..));
+        self.tenancy.as_ref().map_or(Sight::ALL, |tenancy| tenancy.sight(label))
+    }
+
+    /// Tells whether the answer under a folded wire name is the same for this sight as for everybody. Reverse
+    /// names are not, since somebody else may know them. Allocates nothing.
+    fn shows_all_of(&self, qname: &[u8], sight: Sight<'_>) -> bool {
+        if sight.is_all() {
+            return true;
+        }
+        match self.within(qname).map(|(_, asked)| asked) {
+            None => !qname.ends_with(ARPA),
+            Some(Asked::Apex | Asked::NameServer) => {
+                let namespace =
+                    |service: &super::ServiceKey| sight.shows(service.namespace.as_bytes());
+                self.name_server.as_ref().is_none_or(namespace)
+            }
+            Some(asked) => asked.namespace().is_none_or(|namespace| sight.shows(namespace)),
+        }
+    }
+}
+
+impl Cluster {
+    /// Who asks from `source`; nobody known before the first sync.
+    pub fn asker(&self, source: IpAddr) -> Asker {
+        let snapshot = self.snapshot.load();
+        self.pod(&snapshot, source).map_or_else(Asker::default, |pod| Asker {
+            namespace: Some(pod.namespace.clone()),
+            has_plain_search: pod.has_plain_search,
+        })
+    }
+
+    /// The pod that asks from `source`.
+    fn pod<'a>(&self, snapshot: &'a Snapshot, source: IpAddr) -> Option<&'a PodAt> {
+        snapshot.pod(source.to_canonical()).filter(|_| self.is_synced())
+    }
+
+    /// Tells whether who asks from `source` for a folded wire name may be given the answer that is shared,
+    /// which has this response code.
+    ///
+    /// Allocates nothing: the hot path asks.
+    pub fn may_share(&self, qname: &[u8], source: IpAddr, rcode: Rcode) -> bool {
+        let settings = &self.settings;
+        let may_be_hidden = settings.tenancy.is_some();
+        let may_be_found = settings.search.is_some() && rcode == Rcode::NXDOMAIN;
+        let is_within = || settings.domains.iter().any(|domain| qname.ends_with(domain.as_wire()));
+        let concerns = match may_be_hidden {
+            true => is_within() || qname.ends_with(ARPA),
+            false => may_be_found && is_within(),
+        };
+        if !concerns {
+            return true;
+        }
+        let snapshot = self.snapshot.load();
+        let pod = self.pod(&snapshot, source);
+        let namespace = pod.map(|pod| &*pod.namespace);
+        let is_first = || {
+            let plain = pod.filter(|pod| may_be_found && pod.has_plain_search);
+            plain.is_some_and(|pod| search::is_first(qname, &pod.namespace, &settings.domains))
+        };
+        settings.shows_all_of(qname, settings.sight(namespace)) && !is_first()
+    }
+
+    /// Tells whether something is hidden from `asker`.
+    pub fn hides(&self, asker: &Asker) -> bool {
+        !self.settings.sight(asker.namespace.as_deref()).is_all()
+    }
+
+    /// The response that there is no such name.
+    pub fn denial(&self, query: &Query) -> Encoded {
+        let snapshot = self.snapshot.load();
+        let (settings, serial) = (&self.settings, self.serial);
+        Zone { snapshot: &snapshot, settings, serial, sight: Sight::ALL }.denial(query)
+    }
+
+    /// Tells whether `asker` sees all that there is under `qname`.
+    pub fn shows_all_of(&self, qname: &Name, asker: &Asker) -> bool {
+        let sight = self.settings.sight(asker.namespace.as_deref());
+        self.settings.shows_all_of(qname.as_wire(), sight)
+    }
+
+    /// The answer to `asker`; `None` when the name is none of ours.
+    pub fn answer_to(&self, query: &Query, asker: &Asker) -> Option<Answer> {
+        self.answer_within(query, self.settings.sight(asker.namespace.as_deref()))
+    }
+
+    /// The names that follow `qname` in the search list of `asker`, if that begins with it.
+    pub fn search_on(&self, qname: &Name, asker: &Asker) -> Option<Vec<Name>> {
+        let search = self.settings.search.as_ref().filter(|_| asker.has_plain_search)?;
+        search.rest(qname.as_wire(), asker.namespace.as_deref()?, &self.settings.domains)
+    }
+}

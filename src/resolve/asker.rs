@@ -1,0 +1,214 @@
+//! Answers that depend on the pod that asks: what its search list finds further down, and what it may not
+//! see. Nothing of it is stored: parts that are the same for everybody are, each under its own name.
+//!
+//! Source: CoreDNS, plugin autopath
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::alias::{MAX_ALIASES, joined};
+use super::{Carrier, ResolveError, Resolver, Response, error};
+use crate::cache::Source;
+use crate::cache::entry::Entry;
+use crate::cache::key::KeyBuffer;
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::cluster::asker::Asker;
+use crate::cluster::zone::Answer;
+use crate::dns::build::LocalRecord;
+use crate::dns::name::Name;
+use crate::dns::query::Query;
+use crate::dns::response::{Encoded, Section};
+use crate::dns::{Qclass, Qtype, Rcode};
+use crate::metrics::{Origin, ZoneId};
+
+/// One asker, and what decides about it.
+#[derive(Clone, Copy)]
+struct To<'a> {
+    cluster: &'a Cluster,
+    asker: &'a Asker,
+}
+
+impl Resolver {
+    /// The same resolver, which minds who asks where `cluster` does.
+    #[must_use]
+    pub fn with_askers(self, cluster: Option<Arc<Cluster>>) -> Self {
+        let askers = cluster.filter(|cluster| cluster.settings().minds_askers());
+        Self { askers, ..self }
+    }
+
+    /// Tells whether who asks from `source` may be given this entry of the cache. Allocates nothing.
+    pub fn may_share(&self, key: &KeyBuffer, source: IpAddr, entry: &Entry) -> bool {
+        let Some(cluster) = &self.askers else { return true };
+        cluster.may_share(key.qname(), source, entry.encoded().rcode())
+    }
+
+    /// The response to who asks from `source`.
+    ///
+    /// # Errors
+    /// As [`Resolver::resolve`].
+    pub async fn resolve_for(
+        self: &Arc<Self>,
+        query: &Query,
+        carrier: Carrier,
+        source: IpAddr,
+    ) -> Result<Response, ResolveError> {
+        match &self.askers {
+            None => self.resolve(query, carrier).await,
+            // Boxed: each miss would carry it along.
+            Some(cluster) => Box::pin(self.resolve_to(query, carrier, (cluster, source))).await,
+        }
+    }
+
+    /// The response to one asker: what it sees under the name, or what it would find by its search list.
+    async fn resolve_to(
+        self: &Arc<Self>,
+        query: &Query,
+        carrier: Carrier,
+        (cluster, source): (&Cluster, IpAddr),
+    ) -> Result<Response, ResolveError> {
+        let asker = cluster.asker(source);
+        let to = To { cluster, asker: &asker };
+        let first = self.seen(query, carrier, to).await?;
+        let is_searched = first.entry.encoded().rcode() == Rcode::NXDOMAIN
+            && query.qclass == Qclass::IN
+            && query.qtype != Qtype::ANY;
+        let rest = is_searched.then(|| cluster.search_on(&query.qname, &asker)).flatten();
+        let found = match rest {
+            Some(rest) => self.search(query, rest, to).await,
+            None => None,
+        };
+        Ok(found.unwrap_or(first))
+    }
+
+    /// What the first of these names that exists says, behind an alias that leads to it.
+    ///
+    /// When one of them cannot be resolved nothing is found: the pod walks on by itself.
+    async fn search(
+        self: &Arc<Self>,
+        query: &Query,
+        rest: Vec<Name>,
+        to: To<'_>,
+    ) -> Option<Response> {
+        for qname in rest {
+            let target = Query { qname, ..query.clone() };
+            let response = self.seen(&target, Carrier::Stream, to).await.ok()?;
+            match response.entry.encoded().rcode() {
+                Rcode::NXDOMAIN => {}
+                Rcode::NOERROR => {
+                    if response.entry.claims_prefetch(clock::now()) {
+                        self.prefetch(target.clone());
+                    }
+                    self.metrics.zone.search_answers.inc();
+                    let alias = LocalRecord {
+                        owner: query.qname.clone(),
+                        rtype: Qtype::CNAME,
+                        ttl: to.cluster.settings().ttl,
+                        rdata: target.qname.as_wire().to_vec(),
+                    };
+                    return self.led(query, &[alias], (&target, &response));
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// The response to `query` as this asker sees it.
+    async fn seen(
+        self: &Arc<Self>,
+        query: &Query,
+        carrier: Carrier,
+        to: To<'_>,
+    ) -> Result<Response, ResolveError> {
+        error::refuse(query)?;
+        if query.qclass == Qclass::CH || !to.cluster.hides(to.asker) {
+            return self.resolve(query, carrier).await;
+        }
+        if to.cluster.shows_all_of(&query.qname, to.asker) {
+            return match self.own_alias(query) {
+                Some(alias) => self.seen_behind(query, alias, to).await,
+                None => self.resolve(query, carrier).await,
+            };
+        }
+        match to.cluster.answer_to(query, to.asker) {
+            Some(Answer::Whole(encoded)) => Ok(self.once(query, encoded)),
+            Some(Answer::Alias(alias)) => self.seen_behind(query, alias, to).await,
+            None => {
+                let response = self.resolve(query, carrier).await?;
+                if leads_only_to(response.entry.encoded(), |name| {
+                    to.cluster.shows_all_of(name, to.asker)
+                }) {
+                    return Ok(response);
+                }
+                Ok(self.once(query, to.cluster.denial(query)))
+            }
+        }
+    }
+
+    /// The response to `query`, whose name is this alias, as the asker sees its target.
+    async fn seen_behind(
+        self: &Arc<Self>,
+        query: &Query,
+        alias: LocalRecord,
+        to: To<'_>,
+    ) -> Result<Response, ResolveError> {
+        let mut aliases = vec![alias];
+        while aliases.len() <= MAX_ALIASES {
+            let last = aliases.last().expect("one is pushed before the loop");
+            let name = Name::from_wire(&last.rdata).ok_or(ResolveError::Internal)?;
+            let target = Query { qname: name, ..query.clone() };
+            let is_shown = to.cluster.shows_all_of(&target.qname, to.asker);
+            match self.own_alias(&target).filter(|_| is_shown) {
+                Some(alias) => aliases.push(alias),
+                None => {
+                    let response = Box::pin(self.seen(&target, Carrier::Stream, to)).await?;
+                    let led = self.led(query, &aliases, (&target, &response));
+                    return led.ok_or(ResolveError::Internal);
+                }
+            }
+        }
+        Err(ResolveError::AliasChain)
+    }
+
+    /// The target's response behind aliases that lead to it; authoritative where the target's is.
+    fn led(
+        &self,
+        query: &Query,
+        aliases: &[LocalRecord],
+        (target, response): (&Query, &Response),
+    ) -> Option<Response> {
+        let encoded = joined(query, aliases, target, response)?;
+        let origin = response.entry.origin();
+        let encoded = encoded.with_authority(origin == Origin::Cluster);
+        Some(self.served(query, encoded, (response.entry.zone(), origin)))
+    }
+
+    /// What the cluster zone says to this asker alone.
+    fn once(&self, query: &Query, encoded: Encoded) -> Response {
+        if encoded.rcode() == Rcode::NXDOMAIN {
+            self.metrics.zone.denials.inc();
+        }
+        self.served(query, encoded, (self.zone_of(query), Origin::Cluster))
+    }
+
+    /// A response that is served once and not stored.
+    fn served(
+        &self,
+        query: &Query,
+        encoded: Encoded,
+        (zone, origin): (ZoneId, Origin),
+    ) -> Response {
+        let epoch = self.cache.epoch(query.qname.as_wire());
+        Response::once(encoded, Source { zone, origin, epoch })
+    }
+}
+
+/// Tells whether every name to which a response's PTR records lead may be seen.
+fn leads_only_to(encoded: &Encoded, is_shown: impl Fn(&Name) -> bool) -> bool {
+    let answers = encoded
+        .records()
+        .filter(|(section, record)| *section == Section::Answer && record.rtype == Qtype::PTR.0);
+    let targets = answers.map(|(_, record)| Name::from_message(encoded.as_wire(), record.rdata));
+    targets.into_iter().all(|target| target.is_some_and(|name| is_shown(&name)))
+}

@@ -1,0 +1,219 @@
+//! Answers that depend on the pod that asks, told by its address: search lists and tenancy.
+
+use std::time::Duration;
+
+use crate::harness::message::Answer;
+use crate::harness::wire::{PATIENCE, Udp, framed};
+use crate::harness::{Daemon, Place, Seen, Setup, Sink, ask, qtype, rcode, until, wire};
+
+/// Two tenants with a Service and a pod each; and a pod on the host network.
+const MANIFEST: &str = r#"
+kind: NamespaceList
+apiVersion: v1
+items: [{metadata: {name: shop}}, {metadata: {name: pay}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 198.18.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: card, namespace: pay}
+spec: {clusterIP: 198.18.0.2, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: through, namespace: shop}
+spec: {type: ExternalName, externalName: card.pay.svc.cluster.local}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: host, namespace: shop}
+spec: {hostNetwork: true}
+status: {phase: Running, podIP: 127.0.0.13}
+"#;
+
+/// The pods of `shop` and `pay`.
+const SHOP: &str = "127.0.0.11";
+const PAY: &str = "127.0.0.12";
+const HOST: &str = "127.0.0.13";
+
+/// A manifest of one running pod.
+fn pod(namespace: &str, name: &str, address: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         status: {{phase: Running, podIP: {address}}}\n---\n"
+    )
+}
+
+/// A daemon over the tenants with more keys of `[cluster]`. `www.example.org` has an A record, TTL 60, and
+/// nothing else has any.
+fn start(keys: &str) -> (Place, Daemon, Sink) {
+    let place = Place::new();
+    std::fs::create_dir(place.path("manifests")).expect("a folder");
+    place.write("manifests/all.yaml", MANIFEST);
+    place.write("manifests/pods.yaml", &(pod("shop", "a", SHOP) + &pod("pay", "a", PAY)));
+    let sink = Sink::start(|seen| {
+        let reply = seen.reply();
+        match (seen.qname.as_str(), seen.qtype) {
+            ("www.example.org.", qtype::A) => reply.a(seen, 60, [192, 0, 2, 9]).now(),
+            ("www.example.org.", _) => reply.soa(60, 60).now(),
+            _ => reply.rcode(rcode::NXDOMAIN).soa(60, 60).now(),
+        }
+    });
+    let folder = place.path("manifests");
+    let keys = format!("[cluster]\nsource = \"files\"\nfolder = {folder:?}\n{keys}");
+    let daemon = Setup::towards(sink.address).tables(&keys).start();
+    (place, daemon, sink)
+}
+
+/// The answer to a pod's query.
+fn from(daemon: &Daemon, source: &str, name: &str, kind: u16) -> Answer {
+    let socket = Udp::from(source.parse().expect("an address"), daemon.address());
+    socket.exchange(&ask(name, kind))
+}
+
+/// The response code and the addresses of the answer to a pod's query.
+fn short(daemon: &Daemon, source: &str, name: &str) -> (u16, String) {
+    let answer = from(daemon, source, name, qtype::A);
+    (answer.rcode(), answer.data(qtype::A).join(" "))
+}
+
+const FIRST: &str = "www.example.org.shop.svc.cluster.local";
+
+#[test]
+fn a_name_that_only_the_end_of_the_search_list_has_is_answered_to_the_first_query() {
+    let (_place, daemon, sink) = start("search = true\nnode_search = [\"corp.example\"]");
+    for round in 0..3 {
+        let answer = from(&daemon, SHOP, FIRST, qtype::A);
+        assert_eq!(answer.rcode(), rcode::NOERROR, "{round}");
+        assert_eq!(answer.data(qtype::CNAME), ["www.example.org."], "{round}");
+        assert_eq!(answer.data(qtype::A), ["192.0.2.9"], "{round}");
+        assert_eq!(answer.answers[0].owner, format!("{FIRST}."));
+        assert_eq!(answer.answers[0].ttl, 5, "cluster.ttl: the name may come to exist");
+    }
+    assert_eq!(sink.seen_for("www.example.org.").len(), 1, "kept in the cache");
+    assert_eq!(sink.seen_for("www.example.org.corp.example.").len(), 1, "the node's domain first");
+    let of_cluster = |seen: &Seen| seen.qname.ends_with("cluster.local.");
+    assert!(!sink.seen().iter().any(of_cluster), "nothing of the cluster is asked of others");
+    // What is found without addresses is NODATA: musl gives a name up for an NXDOMAIN to either query.
+    let other = from(&daemon, SHOP, FIRST, qtype::AAAA);
+    assert_eq!(
+        (other.rcode(), other.data(qtype::CNAME)),
+        (rcode::NOERROR, vec!["www.example.org."])
+    );
+    assert!(other.data(qtype::AAAA).is_empty() && !other.authority.is_empty());
+    // Names of the cluster that stand further down.
+    let web = from(&daemon, SHOP, "web.shop.shop.svc.cluster.local", qtype::A);
+    assert_eq!(web.data(qtype::CNAME), ["web.shop.svc.cluster.local."]);
+    assert_eq!(web.data(qtype::A), ["198.18.0.1"]);
+    let by_tcp = tcp_from(&daemon, SHOP, FIRST);
+    assert_eq!(by_tcp.data(qtype::A), ["192.0.2.9"]);
+    assert_eq!(daemon.metric("nodens_cluster_search_answers_total", ""), 6.0);
+}
+
+/// The answer to a pod's query by TCP.
+fn tcp_from(daemon: &Daemon, source: &str, name: &str) -> Answer {
+    use std::io::{Read, Write};
+    let address = format!("{source}:0").parse::<std::net::SocketAddr>().expect("an address");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.bind(&address.into()).expect("a free port");
+    socket.connect(&daemon.address().into()).expect("a connection");
+    let mut stream = std::net::TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(&framed(&ask(name, qtype::A).to_wire())).expect("sent");
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).expect("a response");
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message).expect("a whole response");
+    Answer::read(&message)
+}
+
+#[test]
+fn what_one_pod_finds_is_given_to_no_other_and_a_name_that_comes_to_exist_is_seen_at_once() {
+    let (place, daemon, _sink) = start("search = true\nnode_search = []");
+    let nothing = (rcode::NXDOMAIN, String::new());
+    let found = (rcode::NOERROR, "192.0.2.9".to_owned());
+    // In any order: neither answer may stay for the other pod.
+    for source in [SHOP, PAY, HOST, "127.0.0.1", SHOP, PAY] {
+        let expected = if source == SHOP { &found } else { &nothing };
+        assert_eq!(short(&daemon, source, FIRST), *expected, "{source}");
+    }
+    for absent in ["nothing.shop.svc.cluster.local", "no.example.shop.svc.cluster.local"] {
+        assert_eq!(short(&daemon, SHOP, absent), nothing, "{absent}");
+    }
+    // Two pods with one address: neither is certain.
+    let twins = pod("shop", "a", SHOP) + &pod("pay", "b", SHOP);
+    place.write("manifests/pods.yaml", &twins);
+    let is_plain = || short(&daemon, SHOP, FIRST) == nothing;
+    assert!(until(Duration::from_secs(10), is_plain), "{}", daemon.log());
+    place.write("manifests/pods.yaml", &pod("shop", "alone", SHOP));
+    assert!(until(Duration::from_secs(10), || short(&daemon, SHOP, FIRST) == found));
+    // The Service `example.org` cannot be, but one by the name of a search list's first can.
+    let name = "late.svc.shop.svc.cluster.local";
+    assert_eq!(short(&daemon, SHOP, name), nothing);
+    place.write(
+        "manifests/late.yaml",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: svc}\n---\napiVersion: v1\nkind: Service\n\
+         metadata: {name: late, namespace: svc}\nspec: {clusterIP: 198.18.0.9}",
+    );
+    let has_come = || short(&daemon, SHOP, name) == (rcode::NOERROR, "198.18.0.9".to_owned());
+    assert!(until(Duration::from_secs(10), has_come), "{}", daemon.log());
+}
+
+#[test]
+fn without_the_option_nothing_depends_on_who_asks() {
+    let (_place, daemon, sink) = start("");
+    for source in [SHOP, PAY] {
+        assert_eq!(short(&daemon, source, FIRST), (rcode::NXDOMAIN, String::new()));
+    }
+    assert!(sink.seen_for("www.example.org.").is_empty());
+}
+
+#[test]
+fn a_pod_sees_the_names_that_it_may_and_a_cached_answer_of_another_is_not_served_to_it() {
+    let (_place, daemon, sink) =
+        start("tenancy = [\"pay: *\", \"*: kube-system\", \"?: shop\"]\nsearch = true");
+    let absent = (rcode::NXDOMAIN, String::new());
+    let card = (rcode::NOERROR, "198.18.0.2".to_owned());
+    // Those who may see it go first, again and again: the cache holds the answer.
+    for round in 0..4 {
+        assert_eq!(short(&daemon, PAY, "card.pay.svc.cluster.local"), card, "{round}");
+        for source in [SHOP, HOST, "127.0.0.1"] {
+            assert_eq!(short(&daemon, source, "card.pay.svc.cluster.local"), absent, "{source}");
+        }
+        // The other tenant's own names, which `pay` sees too.
+        for source in [SHOP, PAY, HOST] {
+            let (code, data) = short(&daemon, source, "web.shop.svc.cluster.local");
+            assert_eq!((code, data.as_str()), (rcode::NOERROR, "198.18.0.1"), "{source}");
+        }
+    }
+    let denied = from(&daemon, SHOP, "card.pay.svc.cluster.local", qtype::AAAA);
+    assert_eq!(denied.rcode(), rcode::NXDOMAIN, "no NODATA tells that it exists");
+    let unknown = from(&daemon, SHOP, "card.nowhere.svc.cluster.local", qtype::AAAA);
+    assert_eq!(
+        denied.authority[0].data, unknown.authority[0].data,
+        "as if there were no such name"
+    );
+    let srv = from(&daemon, SHOP, "_http._tcp.card.pay.svc.cluster.local", qtype::SRV);
+    assert_eq!(srv.rcode(), rcode::NXDOMAIN);
+    let reverse = "2.0.18.198.in-addr.arpa";
+    let seen = from(&daemon, PAY, reverse, qtype::PTR);
+    assert_eq!(seen.data(qtype::PTR), ["card.pay.svc.cluster.local."]);
+    let hidden = from(&daemon, SHOP, reverse, qtype::PTR);
+    assert_eq!((hidden.rcode(), hidden.authority.len()), (rcode::NXDOMAIN, 1));
+    let through = from(&daemon, SHOP, "through.shop.svc.cluster.local", qtype::A);
+    assert_eq!(through.rcode(), rcode::NXDOMAIN, "behind an alias too");
+    assert_eq!(through.data(qtype::CNAME), ["card.pay.svc.cluster.local."]);
+    assert!(through.data(qtype::A).is_empty());
+    let through = from(&daemon, PAY, "through.shop.svc.cluster.local", qtype::A);
+    assert_eq!(through.data(qtype::A), ["198.18.0.2"]);
+    // A search list finds nothing that is hidden.
+    assert_eq!(short(&daemon, SHOP, "card.pay.shop.svc.cluster.local"), absent);
+    assert!(sink.seen_for("card.pay.svc.cluster.local.").is_empty());
+    assert!(daemon.metric("nodens_cluster_denials_total", "") >= 12.0);
+    let udp = wire::udp(daemon.address(), &ask("www.example.org", qtype::A));
+    assert_eq!(udp.data(qtype::A), ["192.0.2.9"], "other names are everybody's");
+}
