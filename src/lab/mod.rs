@@ -196,7 +196,8 @@ impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { topology, scenario, family, with_nodens, turn } = self;
         let side = if *with_nodens { "with" } else { "without" };
-        write!(f, "{topology:?} {scenario:?} {family:?} {side} nodens")?;
+        let place = format!("{topology:?} {scenario:?}").to_lowercase();
+        write!(f, "{place} {} {side} nodens", family.as_str())?;
         if *turn > 0 { write!(f, ", {}", turn + 1) } else { Ok(()) }
     }
 }

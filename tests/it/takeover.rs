@@ -313,15 +313,21 @@ fn without_the_capability_the_error_names_it_and_a_defaulted_mode_goes_without()
     });
 }
 
-/// How often a fault is repeated; the nightly run asks for more.
-pub fn rounds() -> usize {
-    std::env::var("IT_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+/// A number from the environment.
+fn wished(name: &str) -> Option<u32> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
-/// A steady load on the asked address from the pod, 5,000 queries per second of 100 names.
+/// How often a fault is repeated; the nightly run asks for more.
+pub fn rounds() -> usize {
+    wished("IT_ROUNDS").and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(3)
+}
+
+/// A steady load on the asked address from the pod, 5,000 queries per second of 100 names; 20,000 in the
+/// nightly run.
 pub fn load(node: &Node, seconds: u64) -> Report {
     let names = (0..100).map(|n| format!("load-{n}.example.org A")).collect();
-    let load = Load::full_speed(seconds, names).rate(5000);
+    let load = Load::full_speed(seconds, names).rate(wished("IT_RATE").unwrap_or(5000));
     node.in_pod(|| load.run(server(ASKED[0])))
 }
 
