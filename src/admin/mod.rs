@@ -69,6 +69,13 @@ pub struct UpstreamStatus {
     pub responses: u64,
     pub timeouts: u64,
     pub failures: u64,
+    pub retries: u64,
+    pub tcp_fallbacks: u64,
+    /// Messages that were ignored: forged, late, or for another question.
+    pub mismatched: u64,
+    pub unreachable: u64,
+    /// The conntrack entries of queries are deleted behind them.
+    pub leaves_no_tracks: bool,
 }
 
 /// The cache at one moment.

@@ -167,9 +167,9 @@ fn json(value: &impl Serialize) -> Response {
 
 /// Upstreams as a table for people: a head, then one line each, columns aligned.
 fn upstream_table(upstreams: &[UpstreamStatus]) -> String {
-    let head =
-        ["ZONE", "UPSTREAM", "STATE", "SRTT", "IN-FLIGHT", "QUERIES", "RESPONSES", "TIMEOUTS"];
-    let head = head.into_iter().chain(["FAILURES"]).map(str::to_owned).collect();
+    let head = "ZONE UPSTREAM STATE SRTT IN-FLIGHT QUERIES RESPONSES TIMEOUTS FAILURES RETRIES TCP \
+                MISMATCHED UNREACHABLE CONNTRACK";
+    let head = head.split(' ').map(str::to_owned).collect();
     let rows = upstreams.iter().map(|upstream| {
         let srtt = upstream.srtt_ms.map_or("-".to_owned(), |srtt| format!("{srtt:.1}ms"));
         let counts = [
@@ -178,10 +178,15 @@ fn upstream_table(upstreams: &[UpstreamStatus]) -> String {
             upstream.responses,
             upstream.timeouts,
             upstream.failures,
+            upstream.retries,
+            upstream.tcp_fallbacks,
+            upstream.mismatched,
+            upstream.unreachable,
         ];
         let mut row =
             vec![upstream.zone.clone(), upstream.upstream.clone(), upstream.state.clone(), srtt];
         row.extend(counts.map(|count| count.to_string()));
+        row.push(if upstream.leaves_no_tracks { "deleted" } else { "-" }.to_owned());
         row
     });
     aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())

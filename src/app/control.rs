@@ -198,6 +198,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("listen", old.listen != new.listen),
         ("upstream_ports", old.upstream_ports != new.upstream_ports),
         ("upstream_mark", old.upstream_mark != new.upstream_mark),
+        ("upstream_conntrack", old.deletes_tracks != new.deletes_tracks),
         (
             "serve",
             crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }

@@ -117,5 +117,10 @@ fn shown(zone: &Name, upstream: &status::UpstreamStatus) -> UpstreamStatus {
         responses: upstream.responses,
         timeouts: upstream.timeouts,
         failures: upstream.failures,
+        retries: upstream.retries,
+        tcp_fallbacks: upstream.tcp_fallbacks,
+        mismatched: upstream.mismatched,
+        unreachable: upstream.unreachable,
+        leaves_no_tracks: upstream.leaves_no_tracks,
     }
 }

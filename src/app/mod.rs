@@ -138,6 +138,9 @@ impl Parts {
         let metrics = Metrics::new();
         let ports = (config.upstream_ports.clone(), config.upstream_mark);
         let upstreams = Arc::new(Upstreams::new(ports.0, ports.1, Arc::clone(&metrics)));
+        if config.deletes_tracks {
+            upstreams.forget_tracks();
+        }
         let claims = takeover::claim(&config, &metrics)?;
         let private = claims.as_ref().map(Claim::listens).unwrap_or_default();
         let asked = config.intercept.answered(config.upstream_mark);

@@ -21,6 +21,9 @@ const ADMIN_LISTEN: &str = "127.0.0.1:9253";
 /// The unix socket of admin unless told otherwise.
 pub const ADMIN_SOCKET: &str = "/run/nodens/admin.sock";
 
+/// What becomes of conntrack entries of upstream queries.
+const TRACKS: [(&str, bool); 2] = [("delete", true), ("keep", false)];
+
 /// Reads the whole configuration; what is wrong is added to `errors` and stands at its default.
 pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config {
     let reader = &mut Reader { table: &spec.0, errors };
@@ -42,6 +45,9 @@ pub fn build(spec: &Spec, host: &Host, errors: &mut Vec<ConfigError>) -> Config 
         allow: read_allow(reader),
         upstream_ports: read_ports(reader, host),
         upstream_mark,
+        deletes_tracks: reader
+            .choice("upstream_conntrack", &TRACKS, "delete, keep")
+            .unwrap_or(true),
         serve: read_serve(reader, host),
         cache,
         forward: forward.into_iter().map(|zone| zone.forward).collect(),

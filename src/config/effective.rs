@@ -90,6 +90,7 @@ fn top(config: &Config) -> Values {
         ),
         ("upstream_ports", Some(quote(&format!("{}-{}", ports.first, ports.last)))),
         ("upstream_mark", Some(format!("{:#x}", config.upstream_mark))),
+        ("upstream_conntrack", Some(quote(if config.deletes_tracks { "delete" } else { "keep" }))),
         ("resolv_conf", Some(resolv_conf.unwrap_or_else(|| quote(zones::RESOLV_CONF)))),
     ]
 }
@@ -311,7 +312,7 @@ mod tests {
         for text in [
             "",
             "listen = [\"10.0.0.5\", { address = \"[::1]:5300\", device = \"eth0\", required = false }]",
-            "allow = [\"10.0.0.0/8\"]\nupstream_ports = \"1000-2000\"\nupstream_mark = 0",
+            "allow = [\"10.0.0.0/8\"]\nupstream_ports = \"1000-2000\"\nupstream_mark = 0\nupstream_conntrack = \"keep\"",
             "resolv_conf = \"/run/resolv \\\"x\\\".conf\"\n[[forward]]\nzone = \".\"\ntimeout = \"1s\"",
             "[[forward]]\nzone = \"a\\\\.b.example.org\"\nupstreams = [\"tls://192.0.2.9#dns.example\", \
              \"https://192.0.2.9/q\", \"fe80::1%eth0\"]\nports = \"pooled\"\ntrust_ad = true\ntls_ca = \"/ca\"",

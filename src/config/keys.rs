@@ -38,6 +38,7 @@ pub const KEYS: &[Key] = &[
     key("allow", Kind::List, "loopback, link-local, private, ULA, 100.64/10, on-link prefixes", "networks whose queries are answered; others are REFUSED"),
     key("upstream_ports", Kind::Text, "net.ipv4.ip_local_port_range", "source ports of upstream queries, \"first-last\"; net.ipv4.ip_local_reserved_ports are always left out"),
     key("upstream_mark", Kind::Integer, "0x306e", "SO_MARK of upstream sockets where permitted; 0 sets none"),
+    key("upstream_conntrack", Kind::Text, "\"delete\"", "conntrack entries of upstream queries by UDP: delete them behind each query, where permitted, or keep them"),
     key("upstreams", Kind::List, "the nameservers of resolv_conf", "upstreams of the zone \".\": ADDR[:PORT], tcp://, tls://ADDR#NAME, https://ADDR/PATH#NAME; sets that come and go: service:NAMESPACE/NAME, name:HOST, file:PATH, each with [:PORT]"),
     key("resolv_conf", Kind::Text, "\"/etc/resolv.conf\"", "whose nameserver lines are the upstreams of \".\" when none are written; re-read when it changes"),
     key("serve.threads", Kind::Integer, "2, or 1 on one core", "threads that answer UDP"),

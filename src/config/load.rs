@@ -184,6 +184,7 @@ listen = ["10.0.0.5", { address = "[fe80::1%eth0]:5300", device = "eth0" }]
 allow = ["10.0.0.0/8", "fd00::/8"]
 upstream_ports = "10000-20000"
 upstream_mark = 0x2f
+upstream_conntrack = "keep"
 [serve]
 threads = 8
 receive_buffer = "8MiB"
@@ -233,6 +234,7 @@ queries = 0.5
         assert_eq!(config.local.records[0].rdata, [192, 0, 2, 1]);
         assert!(config.admin.listen.is_empty() && config.admin.socket_required);
         assert_eq!((config.upstream_mark, config.serve.threads), (0x2f, 8));
+        assert!(!config.deletes_tracks);
         assert_eq!(config.log.queries, 0.5);
     }
 

@@ -53,6 +53,8 @@ pub struct Config {
     pub upstream_ports: PortRange,
     /// SO_MARK of upstream sockets, where we may set it.
     pub upstream_mark: u32,
+    /// Delete the conntrack entries of upstream queries by UDP behind them.
+    pub deletes_tracks: bool,
     pub serve: Serve,
     pub cache: Cache,
     /// Always holds the zone `.`; zones are unique.

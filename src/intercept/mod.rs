@@ -3,9 +3,8 @@
 //! [`claims`] takes private addresses, [`table`] is the owner table that rewrites asked addresses to
 //! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
 //! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
-//! without us. [`bind`] is node-cache's way instead of all that. [`untracked`] keeps conntrack away from our
-//! own upstream traffic: whoever probes switches it on and off with `Untracked::set`. What is asked of it may change while it runs: `app::takeover::Takeover::reporter` is where
-//! whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
+//! without us. [`bind`] is node-cache's way instead of all that. What is asked of it may change while it
+//! runs: `app::takeover::Takeover::reporter` is where whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
 
 pub mod apply;
 pub mod below;
@@ -16,7 +15,6 @@ pub mod heartbeat;
 pub mod plan;
 mod socket;
 pub mod table;
-pub mod untracked;
 
 use std::collections::BTreeSet;
 use std::io;

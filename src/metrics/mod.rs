@@ -121,6 +121,8 @@ pub struct PortMetrics {
     pub exhausted: Counter,
     /// Draws of a port that another program holds.
     pub conflicts: Counter,
+    /// Conntrack entries of our own queries that were deleted behind them.
+    pub tracks_deleted: Counter,
 }
 
 /// Counters of forward zones.

@@ -161,6 +161,7 @@ impl Scrape {
             ("nodens_ports_unrested_total", &ports.unrested),
             ("nodens_ports_exhausted_total", &ports.exhausted),
             ("nodens_ports_conflicts_total", &ports.conflicts),
+            ("nodens_tracks_deleted_total", &ports.tracks_deleted),
             ("nodens_rebind_blocked_total", &forward.rebind_blocked),
             ("nodens_endpoint_changes_total", &forward.endpoint_changes),
             ("nodens_reloads_total", &life.reloads),

@@ -84,6 +84,7 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("nodens_ports_unrested_total", "counter", "Source ports taken before their rest was over."),
     ("nodens_ports_exhausted_total", "counter", "Exchanges that found no source port free."),
     ("nodens_ports_conflicts_total", "counter", "Source ports drawn that another program holds."),
+    ("nodens_tracks_deleted_total", "counter", "Conntrack entries of our own queries deleted."),
     (
         "nodens_rebind_blocked_total",
         "counter",

@@ -130,12 +130,21 @@ impl Channel {
         first
     }
 
+    /// Sends messages; what the kernel answers stays in the socket.
+    ///
+    /// # Errors
+    /// `Io`
+    pub fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        self.socket.send(bytes, 0)?;
+        Ok(())
+    }
+
     /// Sends messages and takes everything that the kernel answers.
     ///
     /// # Errors
     /// `Io`, and `Unproven` when answers were lost.
     pub fn exchange(&self, bytes: &[u8]) -> Result<Vec<Received>, NetlinkError> {
-        self.socket.send(bytes, 0)?;
+        self.send(bytes)?;
         let mut answers = Vec::new();
         let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
         loop {

@@ -75,6 +75,7 @@ impl Upstreams {
 
     /// Closes what idles, and forgets upstreams that nobody has named for long.
     fn sweep(&self, now: Instant) {
+        self.ports.tracks.look();
         for peer in self.all_peers() {
             peer.pool.sweep(now);
             peer.connections.sweep(now);

@@ -2,13 +2,14 @@
 //!
 //! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
 //! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`pool`
-//! keeps some), `udp` or `transport` carries it, [`verify`] compares what came back with what was
+//! keeps some, `tracks` leaves no conntrack entry behind), `udp` or `transport` carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
 //! background `maintain` probes those that are not well, and by [`probe`] those that may loop;
 //! [`endpoints`] are upstreams that come and go.
 //! It refuses to cache and to coalesce; that is `cache` and `resolve`.
 
 mod attempt;
+mod bits;
 pub mod endpoints;
 mod exchange;
 mod health;
@@ -21,6 +22,7 @@ pub mod probe;
 mod select;
 pub mod status;
 mod tls;
+mod tracks;
 mod transport;
 mod udp;
 pub mod verify;
@@ -120,6 +122,11 @@ impl Upstreams {
             groups: Mutex::default(),
             sources: Mutex::default(),
         }
+    }
+
+    /// Deletes the conntrack entry of each query by UDP behind it from now on, where we may.
+    pub fn forget_tracks(&self) {
+        self.ports.tracks.want();
     }
 
     /// The upstreams of one forward zone. An upstream that another group or an earlier configuration

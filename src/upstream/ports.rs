@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::bits::Bits;
+use super::tracks::{Tracks, Trail};
 use crate::clock;
 use crate::config::PortRange;
 use crate::dns::Qtype;
@@ -26,6 +28,9 @@ pub const REST: Duration = Duration::from_secs(30);
 
 /// How long the port of a kept socket rests: the conntrack timeout of a UDP flow seen both ways.
 pub const POOLED_REST: Duration = Duration::from_secs(120);
+
+/// How long a port rests whose conntrack entry was deleted: no old response is likely to come later.
+const CLEAN_REST: Duration = Duration::from_secs(1);
 
 /// How many ports of other programs one draw may meet before it gives up.
 const MAX_CONFLICTS: usize = 64;
@@ -128,24 +133,6 @@ impl Pool {
     }
 }
 
-/// A set of ports, one bit each.
-#[derive(Debug)]
-struct Bits(Box<[u64; 1024]>);
-
-impl Bits {
-    /// Tells whether the port is in the set.
-    fn holds(&self, port: u16) -> bool {
-        self.0[usize::from(port >> 6)] & (1 << (port & 63)) != 0
-    }
-
-    /// Puts the port in or takes it out.
-    fn set(&mut self, port: u16, held: bool) {
-        let bit = 1 << (port & 63);
-        let word = &mut self.0[usize::from(port >> 6)];
-        *word = if held { *word | bit } else { *word & !bit };
-    }
-}
-
 /// One upstream's place in [`Pools`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolsOf(usize);
@@ -166,8 +153,7 @@ pub struct Pools {
 impl Pools {
     /// An allocator over `range` with nothing in flight.
     pub fn new(range: PortRange, now: Instant) -> Self {
-        let busy = Bits(Box::new([0; 1024]));
-        Self { range, start: now, busy, upstreams: Vec::new() }
+        Self { range, start: now, busy: Bits::default(), upstreams: Vec::new() }
     }
 
     /// Adds an upstream, all of whose ports have rested.
@@ -241,6 +227,7 @@ pub struct Ports {
     mark: u32,
     /// SO_MARK was refused once; it is not tried again.
     unmarked: AtomicBool,
+    pub tracks: Tracks,
 }
 
 /// Why there is no socket.
@@ -267,13 +254,14 @@ impl Ports {
     /// Source ports out of `range`; sockets carry `mark` where that is permitted.
     pub fn new(range: PortRange, mark: u32, metrics: PortMetrics) -> Arc<Self> {
         let pools = Mutex::new(Pools::new(range, clock::now()));
-        Arc::new(Self { pools, metrics, mark, unmarked: AtomicBool::new(mark == 0) })
+        let (unmarked, tracks) = (AtomicBool::new(mark == 0), Tracks::default());
+        Arc::new(Self { pools, metrics, mark, unmarked, tracks })
     }
 
     /// Adds an upstream to draw ports for, until the value is dropped.
     pub fn towards(self: &Arc<Self>, address: SocketAddr) -> Arc<Towards> {
         let pools = self.lock().add();
-        Arc::new(Towards { ports: Arc::clone(self), pools, address })
+        Arc::new(Towards { ports: Arc::clone(self), pools, address, trail: Trail::default() })
     }
 
     /// Locks the allocator.
@@ -300,9 +288,15 @@ pub struct Towards {
     ports: Arc<Ports>,
     pools: PoolsOf,
     address: SocketAddr,
+    trail: Trail,
 }
 
 impl Towards {
+    /// Tells whether the conntrack entries of queries to this upstream are deleted behind them.
+    pub fn leaves_no_tracks(&self) -> bool {
+        self.trail.is_deleted(&self.ports.tracks)
+    }
+
     /// A connected, non-blocking UDP socket on a port of `class` that rests for `rest` afterwards.
     ///
     /// # Errors
@@ -377,6 +371,19 @@ pub struct Lease {
     towards: Arc<Towards>,
     port: u16,
     rest: Duration,
+}
+
+impl Lease {
+    /// Deletes the conntrack entry of the exchange on `socket`, which is about to be closed.
+    pub fn forget_track(&mut self, socket: &UdpSocket) {
+        let Towards { ports, address, trail, .. } = &*self.towards;
+        if trail.forget(&ports.tracks, socket, *address) {
+            ports.metrics.tracks_deleted.inc();
+        }
+        if self.towards.leaves_no_tracks() {
+            self.rest = self.rest.min(CLEAN_REST);
+        }
+    }
 }
 
 impl Drop for Lease {

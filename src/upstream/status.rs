@@ -37,6 +37,8 @@ pub struct UpstreamStatus {
     pub tcp_fallbacks: u64,
     pub mismatched: u64,
     pub unreachable: u64,
+    /// The conntrack entries of queries are deleted behind them.
+    pub leaves_no_tracks: bool,
     /// Queries are written with EDNS.
     pub has_edns: bool,
     /// The qname's case is echoed, so that responses in another case are ignored.
@@ -65,6 +67,7 @@ impl Group {
                 tcp_fallbacks: metrics.tcp_fallbacks.get(),
                 mismatched: metrics.mismatched.get(),
                 unreachable: metrics.unreachable.get(),
+                leaves_no_tracks: peer.towards.as_ref().is_some_and(|t| t.leaves_no_tracks()),
                 has_edns: style.edns,
                 has_case: style.exact_case,
             }

@@ -23,7 +23,13 @@ thread_local! {
 pub struct Tuple {
     // Dropped first: the port is free before its rest begins.
     socket: AsyncFd<UdpSocket>,
-    _lease: Lease,
+    lease: Lease,
+}
+
+impl Drop for Tuple {
+    fn drop(&mut self) {
+        self.lease.forget_track(self.socket.get_ref());
+    }
 }
 
 impl Tuple {
@@ -38,7 +44,7 @@ impl Tuple {
         // which it is with the `AsyncFd`; nothing here takes it out or closes it before.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
             .map_err(io::Error::from)?;
-        Ok(Self { socket, _lease: lease })
+        Ok(Self { socket, lease })
     }
 
     /// Sends the query.

@@ -33,5 +33,5 @@ mod steps;
 mod stubs;
 mod takeover;
 mod takeover_live;
-mod untracked;
+mod tracks;
 mod upstreams;

@@ -37,7 +37,7 @@ fn sent(packets: &[Packet], upstream: u16) -> Vec<Sent> {
 }
 
 /// Asks for `count` unique names, A and AAAA of each at once, `window` names in flight; all must be answered.
-fn ask_pairs(daemon: &Daemon, count: usize, window: usize) {
+pub fn ask_pairs(daemon: &Daemon, count: usize, window: usize) {
     let socket = Udp::to(daemon.address());
     let (mut next, mut owed) = (0, HashSet::new());
     while next < count || !owed.is_empty() {
@@ -94,7 +94,7 @@ fn assert_rested(sent: &[Sent]) {
 }
 
 /// Asserts that values of 16 bits between `first` and `last` are spread evenly, in no order.
-fn assert_random(what: &str, values: &[u16], first: u16, last: u16) {
+pub fn assert_random(what: &str, values: &[u16], first: u16, last: u16) {
     let spread = chi_square(&histogram(values, first, last, 50));
     assert!(spread < LIMIT, "{what}: chi-square is {spread:.1} deviations off");
     let (lag, runs) = (lag_one(values), runs(values));
@@ -139,7 +139,7 @@ fn ten_thousand_misses_never_share_a_tuple_and_cannot_be_predicted() {
 }
 
 /// The ports of the class of `kind`, by nodens's own rule.
-fn class_ports(kind: u16, first: u16, last: u16) -> Vec<u16> {
+pub fn class_ports(kind: u16, first: u16, last: u16) -> Vec<u16> {
     let class = PortClass::of_qtype(Qtype(kind));
     (first..=last).filter(|port| PortClass::of_port(*port) == class).collect()
 }

@@ -43,19 +43,51 @@ table inet kube {
 pub struct Node {
     /// What answers where nobody intercepts, one of each family.
     pub cluster: [Sink; 2],
-    pod: Process,
+    pod: Host,
+}
+
+/// A network namespace of another host, or of a pod; nothing is in it yet.
+pub struct Host {
+    process: Process,
     _place: Place,
+}
+
+impl Host {
+    /// Makes it.
+    pub fn new() -> Self {
+        let place = Place::new();
+        let process = Process::start(holder(), &place.path("host.log"));
+        let own = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
+        let path = format!("/proc/{}/ns/net", process.pid());
+        let moved = || std::fs::read_link(&path).is_ok_and(|other| other != own);
+        assert!(until(Duration::from_secs(5), moved), "the host has no namespace");
+        Self { process, _place: place }
+    }
+
+    /// Whose namespace it is, as `ip link set … netns` takes it.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Runs `body` on a thread in it; threads that it starts are in it too.
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(format!("/proc/{}/ns/net", self.pid())).expect("the host lives");
+        let run = || {
+            // SAFETY: a plain system call with a descriptor that outlives it.
+            let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            body()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| {
+            std::panic::resume_unwind(panic);
+        })
+    }
 }
 
 impl Node {
     /// Makes links, addresses, routes, translation and the cluster DNS.
     pub fn new() -> Self {
-        let place = Place::new();
-        let pod = Process::start(holder(), &place.path("pod.log"));
-        let own = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
-        let path = format!("/proc/{}/ns/net", pod.pid());
-        let moved = || std::fs::read_link(&path).is_ok_and(|other| other != own);
-        assert!(until(Duration::from_secs(5), moved), "the pod has no namespace");
+        let pod = Host::new();
         let pid = pod.pid().to_string();
         sh(&format!(
             "ip link add cable type veth peer name eth0 netns {pid}
@@ -86,7 +118,7 @@ impl Node {
             let ip: IpAddr = ip.parse().expect("an address");
             Sink::at(SocketAddr::new(ip, 5353), |seen| sink::ordinary(seen).now())
         });
-        Self { cluster, pod, _place: place }
+        Self { cluster, pod }
     }
 
     /// Waits until the kernel has given the node's links the addresses that it gives by itself.
@@ -100,16 +132,7 @@ impl Node {
 
     /// Runs `body` on a thread in the pod.
     pub fn in_pod<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(format!("/proc/{}/ns/net", self.pod.pid())).expect("the pod lives");
-        let run = || {
-            // SAFETY: a plain system call with a descriptor that outlives it.
-            let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-            body()
-        };
-        std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| {
-            std::panic::resume_unwind(panic);
-        })
+        self.pod.run(body)
     }
 
     /// One query from the pod by UDP; `None` when no response came for `wait`.
