@@ -2,12 +2,17 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use nodens::cache::key::KeyBuffer;
 use nodens::cache::{Cache, Source};
 use nodens::clock;
+use nodens::cluster::object::{Object, Pod};
+use nodens::cluster::search::Search;
+use nodens::cluster::tenancy::{self, Shown, Tenancy};
+use nodens::cluster::{Cluster, Event, PodNames, Settings, Stream};
 use nodens::config::{self, Config};
 use nodens::dns::build::{self, LocalRecord};
 use nodens::dns::name::Name;
@@ -58,6 +63,11 @@ fn allocations(work: impl FnOnce()) -> u64 {
 
 /// A front with an empty cache and no upstream.
 fn front() -> (Front, Arc<Metrics>) {
+    front_minding(None)
+}
+
+/// The same, which minds who asks where this cluster zone does.
+fn front_minding(cluster: Option<Arc<Cluster>>) -> (Front, Arc<Metrics>) {
     let inputs = config::Inputs {
         file: None,
         environment: &[],
@@ -77,7 +87,8 @@ fn front() -> (Front, Arc<Metrics>) {
     let routes = Routes::new(Local::new(&config.local, None), root.id, root, Vec::new());
     let cache = Arc::new(Cache::new(config.cache, metrics.cache.clone()));
     let probe = Arc::clone(upstreams.loop_probe());
-    let resolver = Arc::new(Resolver::new(routes, cache, probe, Arc::clone(&metrics)));
+    let resolver = Resolver::new(routes, cache, probe, Arc::clone(&metrics));
+    let resolver = Arc::new(resolver.with_askers(cluster));
     let policy = Policy {
         allow: AllowList::new(None, &[]),
         udp_payload: 1232,
@@ -141,6 +152,73 @@ fn a_cached_response_is_served_without_allocation() {
     let count = allocations(|| (0..50).for_each(|_| serve_all(true)));
     assert!(truncated > 1000, "the small ones were truncated");
     assert_eq!(count, 0, "allocations in 100,000 hits");
+}
+
+/// A pod of a namespace.
+fn pod(namespace: &str, address: &str) -> Object {
+    let mut pod = Pod::default();
+    (pod.metadata.namespace, pod.metadata.name) = (namespace.to_owned(), "p".to_owned());
+    address.clone_into(&mut pod.status.pod_ip);
+    Object::Pod(pod)
+}
+
+/// A cluster zone with two pods: that of `pay` sees everything, that of `shop` its own, and both search.
+fn tenants() -> Arc<Cluster> {
+    let cluster = Cluster::new(Settings {
+        domains: vec![Name::from_text("cluster.example").expect("name")],
+        ttl: Ttl::from_wire(5),
+        pods: PodNames::Disabled,
+        interest: BTreeSet::new(),
+        name_server: None,
+        search: Some(Search { node: Vec::new() }),
+        tenancy: Some(Tenancy {
+            by_namespace: [(tenancy::label("pay"), Shown::All)].into(),
+            others: Shown::nothing(),
+            unknown: Shown::nothing(),
+        }),
+    });
+    let pods = vec![pod("shop", "127.0.0.11"), pod("pay", "127.0.0.12")];
+    cluster.apply(vec![Event::Replaced(Stream::Pods, pods), Event::Synced]);
+    Arc::new(cluster)
+}
+
+#[test]
+fn where_who_asks_matters_what_is_shared_is_still_served_without_allocation() {
+    let (front, _) = front_minding(Some(tenants()));
+    let (shop, pay): (IpAddr, IpAddr) = ([127, 0, 0, 11].into(), [127, 0, 0, 12].into());
+    let cache = front.resolver.cache();
+    let mut wires = Vec::new();
+    for (qname, rcode, of_shop, of_pay) in [
+        ("card.pay.svc.cluster.example", Rcode::NOERROR, false, true),
+        ("db.shop.svc.cluster.example", Rcode::NOERROR, true, true),
+        ("www.example.org.shop.svc.cluster.example", Rcode::NXDOMAIN, false, true),
+        ("www.example.org.pay.svc.cluster.example", Rcode::NXDOMAIN, false, false),
+        ("www.example.org.cluster.example", Rcode::NXDOMAIN, true, true),
+        ("1.2.0.192.in-addr.arpa", Rcode::NOERROR, false, true),
+        ("www.example.org", Rcode::NXDOMAIN, true, true),
+    ] {
+        let asked = Query::new(Name::from_text(qname).expect("name"), Qtype::A);
+        let soa = [build::soa(&asked.qname, Ttl::from_wire(5))];
+        let encoded = build::authoritative(&asked, rcode, &[], &soa);
+        let key = KeyBuffer::from_query(&asked);
+        let epoch = cache.epoch(key.qname());
+        let source = Source { zone: ZoneId::NONE, origin: Origin::Cluster, epoch };
+        cache.store(&key, encoded, source, clock::now());
+        let wire = asked.to_wire(7, asked.qname.as_wire(), true);
+        wires.extend([(wire.clone(), shop, of_shop), (wire, pay, of_pay)]);
+    }
+    let policy = front.policy.load_full();
+    let mut out = [0; 1232];
+    let mut serve_all = || {
+        for (wire, source, is_shared) in &wires {
+            let now = clock::now();
+            let look = front.look(wire, *source, now, &policy);
+            assert_eq!(matches!(look, Look::Hit(..)), *is_shared, "{:?} {source}", look.qname());
+            assert_eq!(front.answer(&look, wire, now, &mut out).is_some(), *is_shared);
+        }
+    };
+    serve_all();
+    assert_eq!(allocations(|| (0..1000).for_each(|_| serve_all())), 0);
 }
 
 #[test]

@@ -98,3 +98,26 @@ fn names(below: &str, prefix: &str, count: u64) -> String {
         text
     })
 }
+
+/// 1,000 Services with an address each, in manifests.
+pub fn services() -> String {
+    let head = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n".to_owned();
+    (0..1000).fold(head, |mut text, number| {
+        let _ = writeln!(
+            text,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: n{number}, namespace: a}}\n\
+             spec: {{clusterIP: 198.18.{}.{}}}",
+            number / 250,
+            number % 250 + 1
+        ); // a String takes everything
+        text
+    })
+}
+
+/// Their names in the domain `k8s.example`, nearly as long as those of [`known_names`].
+pub fn cluster_names() -> String {
+    (0..1000).fold(String::new(), |mut text, number| {
+        let _ = writeln!(text, "n{number}.a.svc.k8s.example A"); // a String takes everything
+        text
+    })
+}

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::process::Command;
 
+use super::load;
 use super::server::{Cores, Place, Server, free_address};
 
 /// The upstream: knot, authoritative for `example.org` with a wildcard, TTL one hour.
@@ -44,9 +45,12 @@ pub fn nodens(
     ports: &str,
 ) -> io::Result<(Server, SocketAddr)> {
     let (address, admin) = (free_address()?, free_address()?);
+    place.write("services.yaml", &load::services())?;
+    let folder = place.path();
     let text = format!(
         "listen = [\"{address}\"]\n\n\
          [[forward]]\nzone = \".\"\nupstreams = [\"{upstream}\"]\nports = \"{ports}\"\n\n\
+         [cluster]\nsource = \"files\"\nfolder = {folder:?}\ndomains = [\"k8s.example\"]\n\n\
          [admin]\nlisten = [\"{admin}\"]\nsocket = \"\"\n\n[log]\nlevel = \"error\"\n"
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));

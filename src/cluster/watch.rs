@@ -151,6 +151,10 @@ impl Watch {
             let subject = subject(Stream::Pods, ApiResource::Pods, selector);
             let feed = self.start(subject, Object::Pod);
             self.feeds.push(feed);
+            // They tell who asks; that nobody is known holds no answer off.
+            if matches!(pods, Pods::Of(_)) {
+                self.unlisted.remove(&Stream::Pods);
+            }
         }
         self.follow_names();
     }

@@ -11,6 +11,7 @@ use crate::resolve::hosts::Hosts;
 use crate::resolve::local::Local;
 use crate::resolve::reach::Reach;
 use crate::resolve::rewrite::Rewrite;
+use crate::resolve::route::ClusterZone;
 use crate::testing::message;
 use crate::testing::scripted::{Act, Scripted, Seen, well_behaved};
 use crate::upstream::Upstreams;
@@ -785,4 +786,35 @@ async fn the_target_of_an_alias_is_screened_by_the_zones_own_rules() {
     .await;
     let (_, answer) = stage.answer("a.example.org", Qtype::A).await;
     assert!(!answer.iter().any(|record| record.contains("10.0.0.1")), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_was_forwarded_before_the_cluster_zone_answered_is_not_kept() {
+    let stage = Stage::new("", well_behaved).await;
+    let settings = crate::cluster::Settings {
+        domains: vec![Name::from_text("cluster.example").expect("name")],
+        ttl: Ttl::from_wire(5),
+        pods: config::PodNames::Disabled,
+        interest: std::collections::BTreeSet::new(),
+        name_server: None,
+        search: None,
+        tenancy: None,
+    };
+    let cluster = Arc::new(Cluster::new(settings));
+    let zone = ClusterZone { id: ZoneId::NONE, cluster: Arc::clone(&cluster) };
+    let config = config_of("", "", &stage.upstream);
+    let upstreams = Upstreams::new(config.upstream_ports.clone(), 0, Arc::clone(&stage.metrics));
+    let routes = routes(&config, &Arc::new(upstreams), &stage.reach);
+    stage.resolver.set_routes(routes.with_cluster(Some(zone)));
+    let asked = query("a.n.svc.cluster.example", Qtype::A);
+    let routes = stage.resolver.routes();
+    let Route::Forward(root) = routes.route(&asked.qname) else { panic!("not synced") };
+    // The zone begins to answer, and all that was forwarded is dropped, before the exchange begins.
+    drop(cluster.apply(vec![crate::cluster::Event::Synced]));
+    stage.resolver.cache.flush_within(&Name::from_text("cluster.example").expect("name"));
+    stage.resolver.forward(&asked, root).await.expect("answered once");
+    assert!(stage.resolver.cached(&asked).is_none(), "another's answer stays");
+    let other = query("example.org", Qtype::A);
+    stage.resolver.forward(&other, root).await.expect("answered");
+    assert!(stage.resolver.cached(&other).is_some(), "other names are kept");
 }

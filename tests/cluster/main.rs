@@ -5,6 +5,7 @@
 //! Environment: `CI=true` makes a test that cannot run (no Go) a failure; `CLUSTER_LONG` makes
 //! runs as long and clusters as large as operators fear (for nightly runs, in a release build).
 
+mod askers;
 mod churn;
 mod comparison;
 mod cost;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::harness::message::Answer;
 use crate::harness::wire::{PATIENCE, Udp, framed};
-use crate::harness::{Daemon, Place, Seen, Setup, Sink, ask, qtype, rcode, until, wire};
+use crate::harness::{
+    Daemon, Place, Seen, Setup, Sink, ask, name_to_wire, qtype, rcode, until, wire,
+};
 
 /// Two tenants with a Service and a pod each; and a pod on the host network.
 const MANIFEST: &str = r#"
@@ -59,6 +61,11 @@ fn start(keys: &str) -> (Place, Daemon, Sink) {
         match (seen.qname.as_str(), seen.qtype) {
             ("www.example.org.", qtype::A) => reply.a(seen, 60, [192, 0, 2, 9]).now(),
             ("www.example.org.", _) => reply.soa(60, 60).now(),
+            // The cluster DNS knows of an endpoint that we do not watch.
+            ("3.0.18.198.in-addr.arpa.", qtype::PTR) => {
+                let name = name_to_wire("x.card.pay.svc.cluster.local");
+                reply.answer(&seen.qname, qtype::PTR, 60, &name).now()
+            }
             _ => reply.rcode(rcode::NXDOMAIN).soa(60, 60).now(),
         }
     });
@@ -204,6 +211,13 @@ fn a_pod_sees_the_names_that_it_may_and_a_cached_answer_of_another_is_not_served
     assert_eq!(seen.data(qtype::PTR), ["card.pay.svc.cluster.local."]);
     let hidden = from(&daemon, SHOP, reverse, qtype::PTR);
     assert_eq!((hidden.rcode(), hidden.authority.len()), (rcode::NXDOMAIN, 1));
+    for _ in 0..2 {
+        let elsewhere = "3.0.18.198.in-addr.arpa";
+        let seen = from(&daemon, PAY, elsewhere, qtype::PTR);
+        assert_eq!(seen.data(qtype::PTR), ["x.card.pay.svc.cluster.local."]);
+        let hidden = from(&daemon, SHOP, elsewhere, qtype::PTR);
+        assert_eq!((hidden.rcode(), hidden.authority.len()), (rcode::NXDOMAIN, 1));
+    }
     let through = from(&daemon, SHOP, "through.shop.svc.cluster.local", qtype::A);
     assert_eq!(through.rcode(), rcode::NXDOMAIN, "behind an alias too");
     assert_eq!(through.data(qtype::CNAME), ["card.pay.svc.cluster.local."]);

@@ -15,6 +15,9 @@ use super::{Place, until};
 /// Where the kubelet mounts a service account, below the container's root.
 const ACCOUNT: &str = "var/run/secrets/kubernetes.io/serviceaccount";
 
+/// What the node is called.
+const NODE: &str = "node-1";
+
 /// A pod's service account, and where the API server is: the kubelet gives both to every container.
 pub struct Account {
     pub server: SocketAddr,
@@ -118,8 +121,15 @@ impl Pod {
         launcher.env("KUBERNETES_SERVICE_HOST", account.server.ip().to_string());
         launcher.env("KUBERNETES_SERVICE_PORT", account.server.port().to_string());
         for variable in container["env"].as_array().into_iter().flatten() {
-            let text = |key: &str| variable[key].as_str().expect("a text");
-            launcher.env(text("name"), text("value"));
+            let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+            let value = match field {
+                Some(field) => {
+                    assert_eq!(field, "spec.nodeName", "no other field is known here");
+                    NODE
+                }
+                None => variable["value"].as_str().expect("a text"),
+            };
+            launcher.env(variable["name"].as_str().expect("a name"), value);
         }
         launcher.args(privileges(security)).arg("--").args(command_line(&container));
         let process = Process::start(launcher, &place.path("log"));

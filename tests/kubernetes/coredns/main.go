@@ -6,6 +6,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 
+	_ "github.com/coredns/coredns/plugin/autopath"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -22,8 +23,8 @@ import (
 func init() {
 	// In the order of CoreDNS's own plugin.cfg.
 	dnsserver.Directives = []string{
-		"bind", "health", "ready", "prometheus", "errors", "log", "cache", "loadbalance", "hosts",
-		"kubernetes", "forward",
+		"bind", "health", "ready", "prometheus", "errors", "log", "cache", "loadbalance", "autopath",
+		"hosts", "kubernetes", "forward",
 	}
 }
 
