@@ -366,3 +366,66 @@ pub fn encode(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Shelf;
+
+    use http::Response;
+    use kube::client::Body;
+
+    use super::*;
+
+    /// What the server says before it goes away, and when it is back.
+    const LIST: &str = r#"{"type":"ADDED","object":{"metadata":{"name":"one","resourceVersion":"5"}}}
+{"type":"BOOKMARK","object":{"kind":"Namespace","apiVersion":"v1","metadata":{"resourceVersion":"7","annotations":{"k8s.io/initial-events-end":"true"}}}}
+"#;
+    const EVENT: &str = r#"{"type":"ADDED","object":{"metadata":{"name":"two","resourceVersion":"8"}}}
+"#;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_away_for_an_hour_is_watched_on_from_where_we_were() {
+        let (start, hour) = (clock::now(), Duration::from_secs(3600));
+        let asked = Arc::<Shelf<Vec<(Duration, String)>>>::default();
+        let shelf = Arc::clone(&asked);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let since = clock::now().saturating_duration_since(start);
+            let mut asked = shelf.lock().expect("no panic elsewhere");
+            asked.push((since, request.uri().to_string()));
+            let answer = match asked.len() {
+                1 => Ok(LIST),
+                _ if since < hour => Err(std::io::Error::from(std::io::ErrorKind::TimedOut)),
+                _ => Ok(EVENT),
+            };
+            async { answer.map(|text| Response::new(Body::from(text.as_bytes().to_vec()))) }
+        });
+        let (out, mut news) = mpsc::channel(8);
+        let shared = Shared {
+            client: Client::new(server, "default"),
+            dial: Arc::default(),
+            out,
+            is_back: Arc::default(),
+            metrics: crate::metrics::Metrics::new().watch.clone(),
+        };
+        let (stream, resource) = (Stream::Namespaces, ApiResource::Namespaces);
+        let subject = Subject { stream, resource, selector: String::new() };
+        let lists = shared.metrics.lists.clone();
+        let feed = tokio::spawn(Feed::new(subject, shared, Object::Namespace).run());
+
+        assert!(matches!(news.recv().await, Some(Event::Replaced(..))));
+        let event = news.recv().await;
+        feed.abort();
+        assert!(
+            matches!(&event, Some(Event::Applied(_, object)) if object.meta().name == "two"),
+            "{event:?}"
+        );
+        let waited = clock::now().saturating_duration_since(start);
+        assert!(waited < hour + Duration::from_secs(15), "{waited:?}");
+        assert_eq!(lists.total(), 1, "nothing was listed again");
+        let asked = asked.lock().expect("no panic elsewhere");
+        assert!((300..900).contains(&asked.len()), "{} requests in an hour", asked.len());
+        assert!(asked[1..].iter().all(|(_, target)| target.contains("resourceVersion=7")));
+        let gaps = asked.windows(2).map(|pair| pair[1].0 - pair[0].0);
+        assert!(gaps.max() <= Some(Duration::from_secs(15)));
+    }
+}

@@ -9,6 +9,7 @@ mod askers;
 mod churn;
 mod comparison;
 mod cost;
+mod faults;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod harness;
@@ -17,6 +18,8 @@ mod meter;
 mod objects;
 mod outage;
 mod plane;
+mod scale;
+mod scripted;
 mod watching;
 
 /// Tells whether runs last as long as operators fear.

@@ -15,7 +15,7 @@ use crate::objects::{endpoint, headless, namespace, service, slice};
 use crate::plane::{NODENS, Plane, needs_kubernetes};
 
 /// How long anything may take on a busy machine where no limit is part of what is proven.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A watch on `plane` with its counters.
 pub struct Watching {
@@ -48,7 +48,7 @@ impl Watching {
     }
 
     /// Waits for an event that `is_it`; all that came until then.
-    fn until(&mut self, limit: Duration, is_it: impl Fn(&Event) -> bool) -> Vec<Event> {
+    pub fn until(&mut self, limit: Duration, is_it: impl Fn(&Event) -> bool) -> Vec<Event> {
         let Self { watch, runtime, .. } = self;
         let mut seen = Vec::new();
         let came = runtime.block_on(async {
@@ -102,7 +102,7 @@ fn plain_service(name: &str) -> serde_json::Value {
 }
 
 /// The name of the object that an event is about.
-fn named(event: &Event) -> Option<&str> {
+pub fn named(event: &Event) -> Option<&str> {
     match event {
         Event::Applied(_, object) | Event::Deleted(_, object) => Some(&object.meta().name),
         _ => None,
@@ -110,7 +110,7 @@ fn named(event: &Event) -> Option<&str> {
 }
 
 /// The names of the objects in a list of `stream`, if the event is one.
-fn listed(event: &Event, stream: &Stream) -> Option<BTreeSet<String>> {
+pub fn listed(event: &Event, stream: &Stream) -> Option<BTreeSet<String>> {
     match event {
         Event::Replaced(of, objects) if of == stream => {
             Some(objects.iter().map(|object| object.meta().name.clone()).collect())
@@ -120,7 +120,7 @@ fn listed(event: &Event, stream: &Stream) -> Option<BTreeSet<String>> {
 }
 
 /// The names of the last list of `stream`.
-fn last_list(events: &[Event], stream: &Stream) -> BTreeSet<String> {
+pub fn last_list(events: &[Event], stream: &Stream) -> BTreeSet<String> {
     events.iter().rev().find_map(|event| listed(event, stream)).expect("a list")
 }
 
