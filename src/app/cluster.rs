@@ -46,18 +46,13 @@ pub struct Publisher {
 /// The zone as the configuration wants it; `None` where it wants none.
 pub fn make(config: &Config) -> Option<Arc<Cluster>> {
     config.cluster.source?;
-    let sets = config.forward.iter().flat_map(|zone| &zone.endpoints);
-    let services = sets.filter_map(|set| match &set.source {
-        EndpointSource::Service(key) => Some(key),
-        _ => None,
-    });
     let cluster = &config.cluster;
     let key = |key: &config::ServiceKey| ServiceKey::new(&key.namespace, &key.name);
     Some(Arc::new(Cluster::new(Settings {
         domains: cluster.domains.clone(),
         ttl: Ttl::from_duration(cluster.ttl),
         pods: cluster.pods,
-        interest: services.chain([&cluster.dns_service]).map(key).collect::<BTreeSet<_>>(),
+        interest: upstream_services(config).chain([&cluster.dns_service]).map(key).collect(),
         name_server: Some(key(&cluster.dns_service)),
         search: if cluster.search { search(config) } else { None },
         tenancy: tenancy(&cluster.tenancy),
@@ -101,6 +96,21 @@ fn tenancy(rules: &[TenancyRule]) -> Option<Tenancy> {
         // Before a pod's address is known to the API server its first queries come.
         unknown: of(&Tenant::Unknown).unwrap_or(Shown::All),
     })
+}
+
+/// Services that are named as upstreams.
+fn upstream_services(config: &Config) -> impl Iterator<Item = &config::ServiceKey> {
+    let sets = config.forward.iter().flat_map(|zone| &zone.endpoints);
+    sets.filter_map(|set| match &set.source {
+        EndpointSource::Service(key) => Some(key),
+        _ => None,
+    })
+}
+
+/// Tells whether `new` names Services as upstreams that a watch begun for `old` does not follow.
+pub fn wants_more(old: &Config, new: &Config) -> bool {
+    let followed: BTreeSet<_> = upstream_services(old).chain([&old.cluster.dns_service]).collect();
+    upstream_services(new).any(|service| !followed.contains(service))
 }
 
 /// The zone's place among the routes: none where the zone is forwarded.
@@ -246,6 +256,38 @@ impl Folder {
         looked.events.extend(more);
         if !looked.events.is_empty() {
             drop(self.publisher.publish(looked.events, read_at));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The configuration of a watched cluster with these upstreams.
+    fn config(upstreams: &str) -> Config {
+        let text = format!(
+            "[cluster]\nsource = \"watch\"\n[[forward]]\nzone = \"example.org\"\nupstreams = [{upstreams}]\n"
+        );
+        let inputs = config::Inputs {
+            file: Some((std::path::Path::new("test.toml"), &text)),
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        config::load(&inputs).expect("the test's configuration is right")
+    }
+
+    #[test]
+    fn an_upstream_that_no_watch_follows_needs_a_restart() {
+        let old = config("\"service:shop/dns\", \"192.0.2.1\"");
+        for (upstreams, more) in [
+            ("\"service:shop/dns\"", false),
+            ("\"192.0.2.2\"", false),
+            ("\"service:kube-system/kube-dns\"", false),
+            ("\"service:shop/dns\", \"service:shop/other\"", true),
+        ] {
+            assert_eq!(wants_more(&old, &config(upstreams)), more, "{upstreams}");
         }
     }
 }

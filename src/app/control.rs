@@ -11,7 +11,7 @@ use super::cluster::Life;
 use super::inspect::View;
 use super::routes::{self, Maker};
 use super::takeover::Takeover;
-use super::{policy, reach};
+use super::{cluster, policy, reach};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
 use crate::clock;
@@ -210,6 +210,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
                 != (new.intercept.mode == InterceptMode::Bind),
         ),
         ("cluster", old.cluster != new.cluster),
+        ("forward.upstreams", cluster::wants_more(old, new)),
         ("cache.size", old.cache.size != new.cache.size),
         ("admin", old.admin != new.admin),
         ("log.format", old.log.format != new.log.format),

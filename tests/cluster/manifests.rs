@@ -1,14 +1,17 @@
 //! The manifests of `deploy/kubernetes` on a real API server: it takes every field of them, what the
 //! DaemonSet's account may do is what nodens needs, and no more, and a pod of it answers.
 
+use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::manifests::objects;
+use crate::harness::manifests::{file, objects};
 use crate::harness::node::{ASKED, Node, nft, server};
 use crate::harness::pod::{Account, Pod, START, host_with, may_start_pods};
-use crate::harness::{Sink, Udp, ask, flag, namespace, needs, qtype, rcode, sink, until};
+use crate::harness::{
+    Answer, Place, Sink, Udp, ask, flag, namespace, needs, qtype, rcode, sink, until,
+};
 use crate::objects::{endpoint, headless, service, slice};
 use crate::plane::{Plane, needs_kubernetes};
 
@@ -22,6 +25,12 @@ fn token(plane: &Plane) -> String {
     let token = plane.must("POST", &format!("{ACCOUNT}/token"), Some(&spec));
     token["status"]["token"].as_str().expect("a token").to_owned()
 }
+
+/// A name of the cluster zone.
+const DB: &str = "db.default.svc.cluster.local";
+
+/// What kubelets hand out for a cache on the node.
+const HERE: &str = "169.254.20.10";
 
 /// What threads of the resolver runtime are called.
 const RESOLVER: &str = "resolver";
@@ -59,18 +68,23 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
     }
 }
 
-/// The whole path, with nothing of the manifests left out.
-#[test]
-fn a_pod_with_the_daemonsets_own_token_syncs_and_answers_the_cluster_on_the_hot_path() {
-    needs!("ip", "nft", "conntrack", "unshare", "nsenter", "setpriv", "chroot");
-    let (_alone, programs) = needs_kubernetes!();
-    if !may_start_pods() {
-        return;
-    }
-    namespace::inside(|| {
-        let plane = Plane::start(&programs, &[]);
+/// A node with a pod of the DaemonSet, and a control plane where kube-proxy would lead to it.
+struct Stage {
+    pod: Pod,
+    node: Node,
+    plane: Plane,
+    token: String,
+    _host: Place,
+    _upstream: Sink,
+}
+
+impl Stage {
+    /// In the calling thread's own namespace; the manifests as `edit` leaves them.
+    fn new(programs: &Path, edit: impl Fn(&mut Value)) -> Self {
+        let plane = Plane::start(programs, &[]);
         let node = Node::new();
-        let objects = objects();
+        let mut objects = objects();
+        objects.iter_mut().for_each(edit);
         objects.iter().for_each(|object| plane.apply(object));
         plane.make(&headless("default", "db", false));
         plane.make(&slice(("default", "db"), 0, ("IPv4", vec![endpoint("198.18.0.1")]), false));
@@ -78,6 +92,8 @@ fn a_pod_with_the_daemonsets_own_token_syncs_and_answers_the_cluster_on_the_hot_
         let ports = json!([{ "name": "dns", "protocol": "UDP", "port": 53 }]);
         let dns = json!({ "clusterIP": ASKED[0], "ports": ports, "selector": { "app": "dns" } });
         plane.make(&service("kube-system", "kube-dns", dns));
+        let behind = ("IPv4", vec![endpoint("10.244.0.1")]);
+        plane.make(&slice(("kube-system", "kube-dns"), 0, behind, true));
         // As kube-proxy leads to the API server.
         let port = plane.address().port();
         nft(&format!(
@@ -89,39 +105,95 @@ fn a_pod_with_the_daemonsets_own_token_syncs_and_answers_the_cluster_on_the_hot_
             token: token(&plane),
             authority: std::fs::read_to_string(plane.place.path("apiserver.crt")).expect("PEM"),
         };
-        let _upstream = Sink::at(([198, 18, 9, 9], 53).into(), |seen| sink::ordinary(seen).now());
+        let upstream = Sink::at(([198, 18, 9, 9], 53).into(), |seen| sink::ordinary(seen).now());
         let host = host_with(&objects, "nameserver 198.18.9.9\n");
         let mut pod = Pod::start(&objects, host.as_path(), &account);
         pod.wait();
-        let ask_pod = |name: &str| node.try_pod(ASKED[0], name, Duration::from_secs(5));
-        let name = "db.default.svc.cluster.local";
-        let is_ours = || ask_pod(name).is_some_and(|answer| answer.has(flag::AA));
-        assert!(until(START, is_ours), "{}", pod.process.log());
-        let before = switches_of_resolvers(&pod);
+        Self { pod, node, plane, token: account.token, _host: host, _upstream: upstream }
+    }
+
+    /// Asks from the pod behind the cable.
+    fn ask(&self, asked: &str, name: &str) -> Option<Answer> {
+        self.node.try_pod(asked, name, Duration::from_secs(5))
+    }
+
+    /// Waits until what is asked of `asked` is answered from the cluster zone.
+    fn wait_for_zone(&self, asked: &str) {
+        let is_ours = || self.ask(asked, DB).is_some_and(|answer| answer.has(flag::AA));
+        assert!(until(START, is_ours), "{}", self.pod.process.log());
+    }
+}
+
+/// The whole path, with nothing of the manifests left out.
+#[test]
+fn a_pod_with_the_daemonsets_own_token_syncs_and_answers_the_cluster_on_the_hot_path() {
+    needs!("ip", "nft", "conntrack", "unshare", "nsenter", "setpriv", "chroot");
+    let (_alone, programs) = needs_kubernetes!();
+    if !may_start_pods() {
+        return;
+    }
+    namespace::inside(|| {
+        let stage = Stage::new(&programs, |_| {});
+        let log = || stage.pod.process.log();
+        stage.wait_for_zone(ASKED[0]);
+        let before = switches_of_resolvers(&stage.pod);
         let server = Udp::to(server(ASKED[0]));
         for _ in 0..HOT {
-            assert_eq!(server.exchange(&ask(name, qtype::A)).data(qtype::A), ["198.18.0.1"]);
+            assert_eq!(server.exchange(&ask(DB, qtype::A)).data(qtype::A), ["198.18.0.1"]);
         }
-        let woken = switches_of_resolvers(&pod) - before;
+        let woken = switches_of_resolvers(&stage.pod) - before;
         assert!(woken < HOT / 2, "{HOT} queries woke the resolver's threads {woken} times");
-        assert_eq!(ask_pod("www.example.org").expect("an answer").data(qtype::A), ["192.0.2.7"]);
-        assert!(!pod.process.log().contains("forbids"), "{}", pod.process.log());
+        let outside = stage.ask(ASKED[0], "www.example.org").expect("an answer");
+        assert_eq!(outside.data(qtype::A), ["192.0.2.7"]);
+        assert!(!log().contains("forbids"), "{}", log());
 
-        // A change is in the next answer, and a Service that comes is known.
-        plane.make(&headless("default", "late", false));
-        assert_eq!(
-            ask_pod("late.default.svc.cluster.local").map(|a| a.rcode()),
-            Some(rcode::NXDOMAIN)
-        );
-        plane.make(&slice(("default", "late"), 0, ("IPv4", vec![endpoint("198.18.0.2")]), false));
-        let is_there = || {
-            let answer = ask_pod("late.default.svc.cluster.local");
-            answer.is_some_and(|answer| answer.data(qtype::A) == ["198.18.0.2"])
-        };
-        assert!(until(START, is_there), "{}", pod.process.log());
+        // What did not exist is answered when it does.
+        let late = || stage.ask(ASKED[0], "late.default.svc.cluster.local");
+        assert_eq!(late().map(|answer| answer.rcode()), Some(rcode::NXDOMAIN));
+        stage.plane.make(&headless("default", "late", false));
+        let of_it = ("IPv4", vec![endpoint("198.18.0.2")]);
+        stage.plane.make(&slice(("default", "late"), 0, of_it, false));
+        let is_there = || late().is_some_and(|answer| answer.data(qtype::A) == ["198.18.0.2"]);
+        assert!(until(START, is_there), "{}", log());
         for path in ["/api/v1/secrets", "/api/v1/pods", "/api/v1/nodes"] {
-            assert_eq!(plane.ask_as(&account.token, "GET", path, None).0, 403, "{path}");
+            assert_eq!(stage.plane.ask_as(&stage.token, "GET", path, None).0, 403, "{path}");
         }
+    });
+}
+
+/// The page about kubelets with `--cluster-dns=169.254.20.10`.
+#[test]
+fn pods_that_ask_the_nodes_address_are_answered_and_by_the_cluster_dns_after_a_kill() {
+    needs!("ip", "nft", "conntrack", "unshare", "nsenter", "setpriv", "chroot");
+    let (_alone, programs) = needs_kubernetes!();
+    if !may_start_pods() {
+        return;
+    }
+    let page = file("deploy/kubernetes/README.md");
+    let line = page.lines().find(|line| line.starts_with("addresses = [") && line.contains(HERE));
+    let line = line.expect("the page says what to write");
+    let edit = |object: &mut Value| {
+        if object["kind"] == "ConfigMap" {
+            let text = object["data"]["nodens.toml"].as_str().expect("a text");
+            let edited = text.replace("addresses = [\"10.96.0.10\"]", line);
+            assert_ne!(text, edited);
+            object["data"]["nodens.toml"] = edited.into();
+        }
+    };
+    namespace::inside(|| {
+        let stage = Stage::new(&programs, edit);
+        stage.wait_for_zone(HERE);
+        stage.wait_for_zone(ASKED[0]);
+        let asked = || stage.node.cluster[0].seen_for(&format!("{DB}.")).len();
+        // Before the first list some may have been forwarded.
+        let forwarded = asked();
+        assert!(stage.ask(HERE, DB).is_some());
+        assert_eq!(asked(), forwarded, "nodens answers");
+        let told = || stage.pod.process.log().contains("10.244.0.1:5353");
+        assert!(until(START, told), "{}", stage.pod.process.log());
+        stage.pod.process.signal(libc::SIGKILL);
+        let is_by_cluster = || stage.ask(HERE, DB).is_some() && asked() > forwarded;
+        assert!(until(START, is_by_cluster), "nobody answers behind {HERE}");
     });
 }
 

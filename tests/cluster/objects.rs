@@ -90,7 +90,14 @@ fn one_of_every_kind(namespace: &str, number: usize, next: &mut usize) -> (Value
         json!([{ "name": "http", "port": 80 }, { "name": "dns", "port": 53, "protocol": "UDP" }]);
     let plain = |spec: Value| (service(namespace, &name, spec), Vec::new());
     match number % 15 {
-        0 => plain(json!({ "selector": { "app": "a" }, "ports": two })),
+        0 => {
+            *next += 1;
+            let of_it = slice((namespace, &name), 0, ("IPv4", vec![endpoint(&v4(*next))]), true);
+            (
+                service(namespace, &name, json!({ "selector": { "app": "a" }, "ports": two })),
+                vec![of_it],
+            )
+        }
         1 => plain(json!({ "ports": [{ "port": 443 }] })),
         2 => plain(json!({ "ipFamilyPolicy": "RequireDualStack", "ports": two })),
         3 => plain(json!({ "ipFamilies": ["IPv6"], "ports": two })),
@@ -161,7 +168,7 @@ fn with_slices(
 fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Value, Vec<Value>) {
     *next += 1;
     let address = v4(*next);
-    match number / 15 % 5 {
+    match number / 15 % 6 {
         // The same address twice, in two slices.
         0 => {
             let slices = [0, 1].map(|slot| {
@@ -192,6 +199,13 @@ fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Val
             ),
             vec![],
         ),
+        4 => {
+            let absent = format!("absent.{namespace}.svc.cluster.local");
+            (
+                service(namespace, name, json!({ "type": "ExternalName", "externalName": absent })),
+                vec![],
+            )
+        }
         // A slice without a Service, and a Service that begins with a digit.
         _ => {
             let orphan =
