@@ -11,7 +11,9 @@ use super::endpoints::Feed;
 use super::reach;
 use crate::config::endpoint::Interfaces;
 use crate::config::loops::{Loop, loops};
-use crate::config::{Config, EndpointSource, Forward, Upstream, UpstreamSource, resolv_conf};
+use crate::config::{
+    Config, EndpointSource, Forward, Listen, Upstream, UpstreamSource, resolv_conf,
+};
 use crate::dns::name::Name;
 use crate::metrics::Metrics;
 use crate::resolve::hosts::Hosts;
@@ -54,7 +56,10 @@ impl Maker {
         reach::look(config, &self.reach);
         let hosts = config.local.hosts.as_ref().map(read_hosts).transpose()?;
         let local = Local::new(&config.local, hosts.as_ref());
-        let zones = config.forward.iter().map(|forward| self.zone(forward));
+        // What is intercepted may have changed since the start.
+        let asked = config.intercept.answered(config.upstream_mark);
+        let ours = [&self.feed.listen[..], &asked].concat();
+        let zones = config.forward.iter().map(|forward| self.zone(forward, &ours));
         let zones: Vec<_> = zones.collect::<Result<_, _>>()?;
         let root = zones.iter().find(|zone| zone.name.is_root());
         let root = Arc::clone(root.expect("the configuration always holds the zone `.`"));
@@ -63,10 +68,10 @@ impl Maker {
     }
 
     /// One forward zone with its upstreams.
-    fn zone(&self, forward: &Forward) -> Result<Arc<ForwardZone>, RoutesError> {
+    fn zone(&self, forward: &Forward, ours: &[Listen]) -> Result<Arc<ForwardZone>, RoutesError> {
         let upstreams = match &forward.upstreams {
             UpstreamSource::Fixed(upstreams) => upstreams.clone(),
-            UpstreamSource::ResolvConf(path) => self.nameservers(path)?,
+            UpstreamSource::ResolvConf(path) => nameservers(path, ours)?,
         };
         // Read before the first query; `Feed::run` follows its changes.
         for set in &forward.endpoints {
@@ -83,36 +88,34 @@ impl Maker {
             rewrite: Rewrite::new(forward, Arc::clone(&self.reach)),
         }))
     }
+}
 
-    /// The nameservers of a resolv.conf that are not ourselves.
-    ///
-    /// A host that names us first and others as a net below is no loop: ours are left out.
-    fn nameservers(&self, path: &PathBuf) -> Result<Vec<Upstream>, RoutesError> {
-        let text = read(path)?;
-        let inet6 = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-        let parsed = resolv_conf::parse(&text, &Interfaces::from_if_inet6(&inet6));
-        for warning in &parsed.warnings {
-            tracing::warn!(file = %path.display(), %warning, "nameserver left out");
+/// The nameservers of a resolv.conf that are not ourselves.
+///
+/// A host that names us first and others as a net below is no loop: ours are left out.
+fn nameservers(path: &PathBuf, ours: &[Listen]) -> Result<Vec<Upstream>, RoutesError> {
+    let text = read(path)?;
+    let inet6 = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let parsed = resolv_conf::parse(&text, &Interfaces::from_if_inet6(&inet6));
+    for warning in &parsed.warnings {
+        tracing::warn!(file = %path.display(), %warning, "nameserver left out");
+    }
+    let mut looped = None;
+    let mut others = Vec::new();
+    for upstream in parsed.upstreams {
+        match loops(ours, std::slice::from_ref(&upstream)) {
+            Some(found) => looped = looped.or(Some(found)),
+            None => others.push(upstream),
         }
-        let mut looped = None;
-        let mut others = Vec::new();
-        for upstream in parsed.upstreams {
-            match loops(&self.feed.listen, std::slice::from_ref(&upstream)) {
-                Some(found) => looped = looped.or(Some(found)),
-                None => others.push(upstream),
-            }
+    }
+    match (others.is_empty(), looped) {
+        (true, Some(found)) => Err(RoutesError::Loop { path: path.clone(), found: found.into() }),
+        (true, None) => Err(RoutesError::NoUpstream { path: path.clone() }),
+        (false, Some(found)) => {
+            tracing::warn!(file = %path.display(), %found, "nameserver left out");
+            Ok(others)
         }
-        match (others.is_empty(), looped) {
-            (true, Some(found)) => {
-                Err(RoutesError::Loop { path: path.clone(), found: found.into() })
-            }
-            (true, None) => Err(RoutesError::NoUpstream { path: path.clone() }),
-            (false, Some(found)) => {
-                tracing::warn!(file = %path.display(), %found, "nameserver left out");
-                Ok(others)
-            }
-            (false, None) => Ok(others),
-        }
+        (false, None) => Ok(others),
     }
 }
 
@@ -181,6 +184,32 @@ mod tests {
             host: &config::host::Host::sample(),
         };
         config::load(&inputs).expect("the test's configuration is right")
+    }
+
+    #[tokio::test]
+    async fn a_nameserver_that_a_reload_has_made_ours_is_left_out() {
+        let path = std::env::temp_dir().join(format!("nodens-routes-{}", std::process::id()));
+        std::fs::write(&path, "nameserver 169.254.20.10\n").expect("written");
+        let metrics = Metrics::new();
+        let ports = config_of("").upstream_ports;
+        let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
+        let feed = Arc::new(Feed { upstreams, listen: Vec::new() });
+        let maker = Maker { feed, cluster: None, metrics, reach: Arc::default() };
+        let found = ["none", "takeover"].map(|mode| {
+            let text = format!(
+                "resolv_conf = {path:?}\n[intercept]\nmode = \"{mode}\"\n\
+                 addresses = [\"169.254.20.10\"]\n"
+            );
+            let inputs = config::Inputs {
+                file: Some((std::path::Path::new("test.toml"), &text)),
+                environment: &[],
+                flags: &config::Flags::default(),
+                host: &config::host::Host::sample(),
+            };
+            maker.routes(&config::load(&inputs).expect("the test's configuration is right")).err()
+        });
+        std::fs::remove_file(&path).expect("ours");
+        assert!(matches!(found, [None, Some(RoutesError::Loop { .. })]), "{found:?}");
     }
 
     #[tokio::test]
