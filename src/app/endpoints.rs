@@ -177,3 +177,138 @@ fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::routes::Maker;
+    use crate::cache::Cache;
+    use crate::config::{self, Config};
+    use crate::dns::Rcode;
+    use crate::metrics::Metrics;
+    use crate::testing::message;
+    use crate::testing::scripted::{Act, Scripted, Seen};
+
+    /// The zone `corp.example` asks whoever `dns.example.org` names, and all else the upstream at `root`.
+    fn config_of(root: SocketAddr) -> Config {
+        let text = format!(
+            "[[forward]]\nzone = \".\"\nupstreams = [\"{root}\"]\ntimeout = \"300ms\"\n\
+             [[forward]]\nzone = \"corp.example\"\nupstreams = [\"name:dns.example.org\"]\n\
+             [cache]\nstale = \"0s\"\n"
+        );
+        let inputs = config::Inputs {
+            file: Some((Path::new("test.toml"), &text)),
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        config::load(&inputs).expect("the test's configuration is right")
+    }
+
+    /// Answers A queries with these addresses for a minute, and says that there are no others.
+    fn says(addresses: &'static [[u8; 4]]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync {
+        move |seen| {
+            let records: Vec<_> = addresses.iter().map(|ip| (Qtype::A, 60, &ip[..])).collect();
+            vec![Act::Send(match seen.qtype() {
+                Qtype::A => message::answer(&seen.wire, &records),
+                _ => message::negative(&seen.wire, Rcode::NOERROR, 60),
+            })]
+        }
+    }
+
+    /// Lets `span` pass at once.
+    async fn skip(span: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(span).await;
+        tokio::time::resume();
+    }
+
+    /// A feed at work, for a resolver in front of `upstream`; ended with the set.
+    fn start(upstream: &Scripted, work: &mut JoinSet<()>) -> Arc<Resolver> {
+        let (config, metrics) = (config_of(upstream.address), Metrics::new());
+        let ports = config.upstream_ports.clone();
+        let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
+        let ours = SocketAddr::from(([192, 0, 2, 9], DNS_PORT));
+        let listen = vec![Listen { address: ours, device: None, required: true }];
+        let probe = Arc::clone(upstreams.loop_probe());
+        let feed = Arc::new(Feed { upstreams, listen });
+        let maker = Maker {
+            feed: Arc::clone(&feed),
+            cluster: None,
+            metrics: Arc::clone(&metrics),
+            reach: Arc::default(),
+        };
+        let routes = maker.routes(&config).expect("routes");
+        let cache = Arc::new(Cache::new(config.cache, metrics.cache.clone()));
+        let resolver = Arc::new(Resolver::new(routes, cache, probe, metrics));
+        work.spawn(feed.run(Arc::clone(&resolver)));
+        resolver
+    }
+
+    /// Whom the zone `corp.example` would ask now.
+    fn asked(resolver: &Resolver) -> Vec<String> {
+        let routes = resolver.routes();
+        let corp = routes.zones().find(|zone| !zone.name.is_root()).expect("it is written");
+        corp.group.status().upstreams.iter().map(|upstream| upstream.form.to_string()).collect()
+    }
+
+    /// Waits until the zone asks exactly these.
+    async fn asks(resolver: &Resolver, wanted: &[&str]) {
+        let until = async {
+            while asked(resolver) != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let patience = tokio::time::timeout(Duration::from_secs(20), until);
+        assert!(patience.await.is_ok(), "{:?}, not {wanted:?}", asked(resolver));
+    }
+
+    /// Waits until the name has been asked for more often than `count` times.
+    async fn is_asked_again(upstream: &Scripted, count: usize) {
+        while upstream.count() <= count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_resolved_again_when_its_ttl_ends_and_what_fails_changes_nothing() {
+        let upstream = Scripted::start(says(&[[192, 0, 2, 1]])).await;
+        let mut work = JoinSet::new();
+        let resolver = start(&upstream, &mut work);
+        asks(&resolver, &["192.0.2.1:53"]).await;
+        upstream.behave(says(&[[192, 0, 2, 2], [192, 0, 2, 3]]));
+        let count = upstream.count();
+        skip(Duration::from_secs(50)).await;
+        tokio::time::sleep(2 * NAMES_EVERY).await;
+        assert_eq!((upstream.count(), asked(&resolver).len()), (count, 1), "within the TTL");
+        skip(Duration::from_secs(10)).await;
+        asks(&resolver, &["192.0.2.2:53", "192.0.2.3:53"]).await;
+        // Silence, a failure, and an answer without addresses.
+        let silent = |_: &Seen| Vec::new();
+        let failing = |seen: &Seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))];
+        for round in 0..3 {
+            match round {
+                0 => upstream.behave(silent),
+                1 => upstream.behave(failing),
+                _ => upstream.behave(says(&[])),
+            }
+            let count = upstream.count();
+            skip(Duration::from_secs(61)).await;
+            is_asked_again(&upstream, count).await;
+            tokio::time::sleep(2 * NAMES_EVERY).await;
+            let kept = ["192.0.2.2:53", "192.0.2.3:53"];
+            assert_eq!(asked(&resolver), kept, "round {round}");
+        }
+        upstream.behave(says(&[[192, 0, 2, 4]]));
+        skip(Duration::from_secs(61)).await;
+        asks(&resolver, &["192.0.2.4:53"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_ourselves_is_not_asked_there() {
+        let upstream = Scripted::start(says(&[[192, 0, 2, 9], [192, 0, 2, 1]])).await;
+        let mut work = JoinSet::new();
+        let resolver = start(&upstream, &mut work);
+        asks(&resolver, &["192.0.2.1:53"]).await;
+    }
+}
