@@ -170,6 +170,9 @@ impl Cache {
 
     /// Puts an entry into index and store.
     fn insert(&self, key: Key, entry: &Arc<Entry>) {
+        // The store lets in what is asked for more often than what would have to go, and counts only its own
+        // reads: a full one would turn every new name away, however often it was missed.
+        drop(self.store.get(&key));
         // First the index: the store may turn the entry away at once, and takes it out again then.
         self.index.insert(key.clone(), Arc::clone(entry));
         self.store.insert(key.clone(), Arc::clone(entry));
@@ -278,24 +281,30 @@ mod tests {
         config::Cache { size, ..config.cache }
     }
 
-    /// Stores `number`'s answer, about 1 KiB.
-    fn put(cache: &Cache, number: usize) {
+    /// The key of `number`'s question.
+    fn key(number: usize) -> KeyBuffer {
+        let name = Name::from_text(&format!("n{number}.example.org")).expect("name");
+        KeyBuffer::from_query(&Query::new(name, Qtype::TXT))
+    }
+
+    /// Stores `number`'s answer, about 1 KiB, which lives for 300 s.
+    fn put(cache: &Cache, number: usize, now: Instant) {
         let name = format!("n{number}.example.org");
         let text = [&[200][..], &[b'x'; 200]].concat();
         let records = [Record::answer(&name, Qtype::TXT, 300, &text); 5];
         let wire = message(&name, Qtype::TXT, Rcode::NOERROR, &records);
         let encoded = Encoded::from_wire(&wire).expect("well-formed");
-        let key =
-            KeyBuffer::from_query(&Query::new(Name::from_text(&name).expect("name"), Qtype::TXT));
+        let key = key(number);
         let epoch = cache.epoch(key.qname());
         let source = Source { zone: ZoneId::NONE, origin: Origin::Forward, epoch };
-        cache.store(&key, encoded, source, crate::clock::now());
+        cache.store(&key, encoded, source, now);
     }
 
     /// Stores few names often and many names seldom, and flushes now and then.
     fn fight(cache: &Cache, thread: usize) {
         for round in 0..4000 {
-            put(cache, (round * 7 + thread) % if round % 2 == 0 { 50 } else { 3000 });
+            let number = (round * 7 + thread) % if round % 2 == 0 { 50 } else { 3000 };
+            put(cache, number, crate::clock::now());
             if round % 500 == 0 {
                 cache.flush_within(&Name::from_text("example.org").expect("name"));
             }
@@ -323,5 +332,32 @@ mod tests {
         let weight: u64 =
             keys.iter().filter_map(|key| Some(u64::from(cache.index.find(key)?.weight(key)))).sum();
         assert!(weight <= 1 << 20, "{weight} bytes");
+    }
+    #[test]
+    fn names_in_demand_survive_a_flood_of_others_although_they_are_stale() {
+        let cache = Cache::new(policy(256 << 10), Metrics::new().cache.clone());
+        let start = crate::clock::now();
+        // The store begins to count when it is half full.
+        (0..120).for_each(|number| put(&cache, number, start));
+        let is_there = |number, now| matches!(cache.lookup(&key(number), now), Found::Stale(_));
+        let late = start + Duration::from_secs(400);
+        // From the tenth second on 200 names a second, each asked for twice and then never again; there is room for
+        // some 150.
+        let count =
+            |names: std::ops::Range<usize>, now| names.filter(|n| is_there(*n, now)).count();
+        for second in 0..20 {
+            let now = late + Duration::from_secs(second as u64);
+            let hot = count(0..20, now);
+            assert!(hot >= 15, "{hot} of 20 are left after {second} s");
+            cache.maintain(now);
+            for _ in 0..if second < 10 { 0 } else { 2 } {
+                (0..200).for_each(|number| put(&cache, 1000 + 200 * second + number, now));
+                cache.maintain(now);
+            }
+        }
+        let fill = cache.fill().1;
+        assert!((100 << 10..=256 << 10).contains(&fill), "{fill} bytes");
+        let cold = count(20..120, late + Duration::from_secs(20));
+        assert!(cold <= 30, "{cold} of 100 cold ones are left");
     }
 }

@@ -232,12 +232,15 @@ impl Encoded {
 
     /// How long the negative fact holds: the least of the SOA's TTL and its MINIMUM field.
     ///
-    /// `None` without an SOA in the authority section.
+    /// `None` without an SOA in the authority section, of a zone that holds the question's name or one that its
+    /// aliases lead to: another zone's SOA proves nothing.
     ///
     /// Source: RFC 2308 §5
     pub fn negative_ttl(&self) -> Option<Ttl> {
         let (_, soa) = self.records().find(|(section, record)| {
-            *section == Section::Authority && Qtype(record.rtype) == Qtype::SOA
+            *section == Section::Authority
+                && Qtype(record.rtype) == Qtype::SOA
+                && walk::is_about(&self.wire, self.records(), record.start)
         })?;
         let minimum = wire::u32_at(&self.wire, soa.end.checked_sub(4)?)?;
         Some(self.ttl_of(&soa).min(Ttl::from_wire(minimum)))
@@ -746,6 +749,25 @@ mod tests {
             assert_eq!(draft.encoded().negative_ttl(), None, "{section:?}");
         }
         assert_eq!(Draft::new(Qtype::A).encoded().negative_ttl(), None);
+    }
+
+    #[test]
+    fn the_soa_of_a_zone_that_holds_none_of_the_names_is_worth_nothing() {
+        let soa = soa(60);
+        let draft = |zone| Draft::new(Qtype::A).record(Section::Authority, zone, 6, (60, &soa));
+        for (zone, is_about) in [
+            (&b"\0"[..], true),
+            (b"\x03oRg\0", true),
+            (b"\x03net\0", false),
+            (b"\x05other\x03org\0", false),
+            (b"\x02rg\0", false),
+        ] {
+            assert_eq!(draft(zone).encoded().negative_ttl().is_some(), is_about, "{zone:?}");
+        }
+        let target = b"\x01a\x03net\0";
+        let alias = Draft::new(Qtype::A).record(Section::Answer, POINTER, 5, (60, target));
+        let alias = alias.record(Section::Authority, b"\x03net\0", 6, (60, &soa));
+        assert!(alias.encoded().negative_ttl().is_some(), "it is about the alias's target");
     }
 
     #[test]

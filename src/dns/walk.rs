@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::ede::Ede;
 use super::edns::{self, Edns, OPTION_EDE};
+use super::name::suffixes;
 use super::response::{Malformed, Mark, Section};
 use super::wire::{self, RecordAt, flag};
 use super::{HEADER_LEN, MAX_NAME_LEN, Qclass, Qtype};
@@ -159,4 +160,21 @@ pub(super) fn with_opt_last(message: &[u8], walk: &Walk) -> Result<(Vec<u8>, Wal
         return Err(Malformed::Opt);
     }
     Ok((moved, again))
+}
+
+/// Tells whether the zone whose name stands at `zone` holds the qname, or a target of the answer's aliases.
+pub(super) fn is_about(
+    message: &[u8],
+    records: impl Iterator<Item = (Section, RecordAt)>,
+    zone: usize,
+) -> bool {
+    let (mut zone_buffer, mut name_buffer) = ([0; MAX_NAME_LEN], [0; MAX_NAME_LEN]);
+    let length = wire::expand_name(message, zone, &mut zone_buffer).unwrap_or_default();
+    let zone = &zone_buffer[..length];
+    let is_alias = |section, rtype| section == Section::Answer && Qtype(rtype) == Qtype::CNAME;
+    let aliases = records.filter(|(section, record)| is_alias(*section, record.rtype));
+    aliases.map(|(_, alias)| alias.rdata).chain([HEADER_LEN]).any(|at| {
+        let length = wire::expand_name(message, at, &mut name_buffer).unwrap_or_default();
+        suffixes(&name_buffer[..length]).any(|suffix| suffix.eq_ignore_ascii_case(zone))
+    })
 }

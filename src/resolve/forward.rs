@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::inflight::{Lead, Outcome, Role};
 use super::route::ForwardZone;
 use super::{ResolveError, Resolver, Response, dns64, rewrite};
@@ -61,9 +63,12 @@ impl Resolver {
         zone: &Arc<ForwardZone>,
         stale: Arc<Entry>,
     ) -> Response {
-        if self.cache.failure(key, clock::now()).is_none() {
-            let patience = if zone.group.is_down() { Duration::ZERO } else { STALE_AFTER };
-            let until = clock::now() + patience;
+        let is_failing = self.cache.failure(key, clock::now()).is_some();
+        if !is_failing && zone.group.is_down() {
+            // Begun, and left to itself: even a wait of no time at all would end with the timer's next tick.
+            drop(self.renewal(query, key, zone).now_or_never());
+        } else if !is_failing {
+            let until = clock::now() + STALE_AFTER;
             let mut renewal = std::pin::pin!(self.renewal(query, key, zone));
             loop {
                 let left = until.saturating_duration_since(clock::now());
