@@ -1,5 +1,6 @@
 //! Thousands of Services: memory, the first sync, a resync, and what one change costs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -149,6 +150,22 @@ fn a_large_cluster_syncs_and_a_change_costs_what_it_changes() {
     resync(&server, &world.address.to_string());
 }
 
+/// How long queries take while another thread of this machine has much to do.
+fn beside_a_busy_thread(nodens: &Daemon) -> Vec<Duration> {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let began = Instant::now();
+        let busy = waits(nodens, || began.elapsed() < Duration::from_secs(3));
+        is_over.store(true, Ordering::Relaxed);
+        busy
+    })
+}
+
 /// Everything is listed again and again, by a server that is quick: hits are answered as before.
 fn resync(server: &Scripted, upstream: &str) {
     let config = server.kubeconfig(&json!({ "token": "one" }));
@@ -159,6 +176,7 @@ fn resync(server: &Scripted, upstream: &str) {
     let rounds = 5;
     let began = Instant::now();
     let quiet = waits(&nodens, || began.elapsed() < Duration::from_secs(3));
+    let busy = beside_a_busy_thread(&nodens);
     let lists = || nodens.metric("nodens_cluster_api_lists_total", "");
     let (before, used, memory) = (lists(), nodens.process.cpu(), nodens.process.resident());
     let began = Instant::now();
@@ -175,17 +193,20 @@ fn resync(server: &Scripted, upstream: &str) {
     let hits = during.len() as u32 * (quiet.iter().sum::<Duration>() / quiet.len() as u32);
     println!(
         "{rounds} resyncs in {:?}, {:?} of CPU of which about {hits:?} for queries; {} MiB more; p99 of a query \
-         {:?} before, {:?} meanwhile, at most {:?} and {:?}",
+         {:?} before, {:?} beside a thread that burns CPU, {:?} meanwhile, at most {:?}, {:?} and {:?}",
         began.elapsed(),
         nodens.process.cpu() - used,
         nodens.process.resident().saturating_sub(memory) >> 20,
         p99(&quiet),
+        p99(&busy),
         p99(&during),
         quiet.last().expect("queries"),
+        busy.last().expect("queries"),
         during.last().expect("queries"),
     );
     if is_long() {
-        let limit = p99(&quiet) * 2 + Duration::from_micros(100);
-        assert!(p99(&during) < limit, "{:?} against {:?}", p99(&during), p99(&quiet));
+        // On two cores four threads want to run meanwhile: ours, the server's, and those of the two sides of a query.
+        let limit = p99(&busy) * 2 + Duration::from_micros(200);
+        assert!(p99(&during) < limit, "{:?} against {:?}", p99(&during), p99(&busy));
     }
 }
