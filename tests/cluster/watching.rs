@@ -11,6 +11,7 @@ use nodens::metrics::{Metrics, WatchMetrics};
 use tokio::time::timeout;
 
 use crate::harness::Place;
+use crate::meter::Meter;
 use crate::objects::{endpoint, headless, namespace, service, slice};
 use crate::plane::{NODENS, Plane, needs_kubernetes};
 
@@ -196,6 +197,26 @@ fn watches_that_the_server_ends_go_on_without_a_list() {
     }
     assert_eq!(watching.lists(), before);
     assert!(watching.metrics.requests.total() >= 8, "the watches did not end");
+}
+
+/// One request in fifty is told to go elsewhere, as behind a load balancer; 20 s of it on average.
+#[test]
+fn a_connection_that_the_server_asks_to_leave_is_made_anew_without_a_list() {
+    let (_alone, programs) = needs_kubernetes!();
+    let plane = Plane::start(&programs, &["--goaway-chance=0.02", "--min-request-timeout=1"]);
+    let meter = Meter::before(plane.address());
+    let config = plane.kubeconfig_by("metered", meter.port);
+    let mut watching = Watching::by(&config).expect("a right kubeconfig");
+    watching.synced();
+    let (lists, connections) = (watching.lists(), meter.connections());
+    let began = Instant::now();
+    while meter.connections() == connections {
+        assert!(began.elapsed() < 10 * PATIENCE, "nobody was told to leave");
+        watching.idle(Duration::from_millis(200));
+    }
+    watching.sees_a_new_service(&plane, "after", PATIENCE);
+    assert_eq!(watching.lists(), lists, "nothing was listed again");
+    assert_eq!(watching.metrics.failures.total(), 0, "it is no failure");
 }
 
 #[test]
