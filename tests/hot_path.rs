@@ -177,6 +177,7 @@ fn tenants() -> Arc<Cluster> {
             unknown: Shown::nothing(),
         }),
     });
+    let cluster = cluster.counting(Some(Arc::default()));
     let pods = vec![pod("shop", "127.0.0.11"), pod("pay", "127.0.0.12")];
     cluster.apply(vec![Event::Replaced(Stream::Pods, pods), Event::Synced]);
     Arc::new(cluster)

@@ -44,11 +44,11 @@ pub struct Publisher {
 }
 
 /// The zone as the configuration wants it; `None` where it wants none.
-pub fn make(config: &Config) -> Option<Arc<Cluster>> {
+pub fn make(config: &Config, metrics: &Metrics) -> Option<Arc<Cluster>> {
     config.cluster.source?;
     let cluster = &config.cluster;
     let key = |key: &config::ServiceKey| ServiceKey::new(&key.namespace, &key.name);
-    Some(Arc::new(Cluster::new(Settings {
+    let settings = Settings {
         domains: cluster.domains.clone(),
         ttl: Ttl::from_duration(cluster.ttl),
         pods: cluster.pods,
@@ -56,7 +56,9 @@ pub fn make(config: &Config) -> Option<Arc<Cluster>> {
         name_server: Some(key(&cluster.dns_service)),
         search: if cluster.search { search(config) } else { None },
         tenancy: tenancy(&cluster.tenancy),
-    })))
+    };
+    let counts = cluster.by_namespace.then(|| Arc::clone(&metrics.zone.by_namespace));
+    Some(Arc::new(Cluster::new(settings).counting(counts)))
 }
 
 /// The search list of the node's pods; `None` where it is not certain.

@@ -147,7 +147,7 @@ impl Parts {
         let listen = [&config.listen[..], &private, &asked].concat();
         let loop_probe = Arc::clone(upstreams.loop_probe());
         let feed = Arc::new(Feed { upstreams, listen });
-        let cluster = cluster::make(&config);
+        let cluster = cluster::make(&config, &metrics);
         let askers = cluster.clone();
         let route = cluster.as_ref().and_then(|cluster| cluster::route(&config, cluster, &metrics));
         let metrics_of = Arc::clone(&metrics);

@@ -50,7 +50,7 @@ impl Watching {
             interest: publisher.cluster.settings().interest.clone(),
             pods: match &cluster.node {
                 _ if cluster.pods == PodNames::Verified => Pods::All,
-                Some(node) if cluster.minds_askers() => Pods::Of(node.clone()),
+                Some(node) if cluster.needs_pods() => Pods::Of(node.clone()),
                 _ => Pods::None,
             },
         };

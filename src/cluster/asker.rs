@@ -15,6 +15,7 @@ use crate::dns::Rcode;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
+use crate::metrics::UNKNOWN;
 
 /// The last label of every reverse name.
 const ARPA: &[u8] = b"\x04arpa\0";
@@ -59,6 +60,19 @@ impl Settings {
 }
 
 impl Cluster {
+    /// Tells whether anything comes of who asks: an answer, or a count.
+    pub fn minds_askers(&self) -> bool {
+        self.settings.minds_askers() || self.counts.is_some()
+    }
+
+    /// Counts a query from `source`, where queries are counted. Allocates nothing.
+    pub fn count(&self, source: IpAddr) {
+        if let Some(counts) = &self.counts {
+            let snapshot = self.snapshot.load();
+            counts.count(self.pod(&snapshot, source).map_or(UNKNOWN, |pod| pod.number));
+        }
+    }
+
     /// Who asks from `source`; nobody known before the first sync.
     pub fn asker(&self, source: IpAddr) -> Asker {
         let snapshot = self.snapshot.load();

@@ -16,6 +16,7 @@ use super::registry::{Put, Registry, StreamId};
 use super::snapshot::{Namespace, PodAt, SharedKey, Snapshot};
 use super::touched::Touched;
 use super::{Changes, Event, Settings, Stream, trigger};
+use crate::metrics::{ByNamespace, UNKNOWN};
 
 /// The port of a cluster DNS' slice that names none.
 const DNS_PORT: u16 = 53;
@@ -47,11 +48,18 @@ pub(super) struct Builder {
     pods: Registry<Box<str>, PodState>,
     snapshot: Snapshot,
     touched: Touched,
+    /// Where queries are counted by namespace.
+    counts: Option<Arc<ByNamespace>>,
     /// What was told last of the Services of interest.
     told: HashMap<ServiceKey, Vec<SocketAddr>>,
 }
 
 impl Builder {
+    /// Nothing known yet; gives pods the numbers under which their namespace's queries are counted.
+    pub fn counting(counts: Option<Arc<ByNamespace>>) -> Self {
+        Self { counts, ..Self::default() }
+    }
+
     /// Takes a batch in; gives back the new snapshot, which shares all but what changed.
     pub fn apply(&mut self, events: Vec<Event>, settings: &Settings) -> (Snapshot, Changes) {
         for event in events {
@@ -162,7 +170,10 @@ impl Builder {
         let listed = pod.status.pod_ips.iter().map(|pod_ip| &pod_ip.ip);
         let texts = std::iter::once(&pod.status.pod_ip).chain(listed);
         let addresses: BTreeSet<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
+        let count = |counts: &Arc<ByNamespace>| counts.number(label.get(1..).unwrap_or_default());
+        let number = self.counts.as_ref().map_or(UNKNOWN, count);
         let at = PodAt {
+            number,
             namespace: label.into(),
             is_host: pod.spec.host_network,
             is_leaving: !pod.metadata.deletion_timestamp.is_empty(),

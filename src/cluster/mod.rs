@@ -41,7 +41,7 @@ pub mod zone;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -58,6 +58,7 @@ pub use crate::config::PodNames;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::ttl::Ttl;
+use crate::metrics::ByNamespace;
 
 /// What the operator wants of the zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +140,8 @@ pub struct Cluster {
     builder: Mutex<Builder>,
     snapshot: ArcSwap<Snapshot>,
     synced: AtomicBool,
+    /// Where queries are counted by the asking pod's namespace.
+    counts: Option<Arc<ByNamespace>>,
     /// The number in the SOA records: nobody transfers the zone, so it never changes.
     serial: u32,
 }
@@ -152,8 +155,16 @@ impl Cluster {
             builder: Mutex::default(),
             snapshot: ArcSwap::default(),
             synced: AtomicBool::new(false),
+            counts: None,
             serial: u32::try_from(began.as_secs()).unwrap_or_default(),
         }
+    }
+
+    /// The same zone, still empty, which counts queries by the asking pod's namespace.
+    #[must_use]
+    pub fn counting(self, counts: Option<Arc<ByNamespace>>) -> Self {
+        let builder = Builder::counting(counts.clone());
+        Self { counts, builder: builder.into(), ..self }
     }
 
     /// What the operator wants.

@@ -41,6 +41,8 @@ pub struct PodAt {
     pub is_leaving: bool,
     /// Its search list is that of its namespace and its node.
     pub has_plain_search: bool,
+    /// Under which number the queries of its namespace are counted.
+    pub number: u16,
 }
 
 impl Owners {

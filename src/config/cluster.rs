@@ -80,14 +80,16 @@ pub struct Cluster {
     pub node_search: Option<Vec<Name>>,
     /// What pods see; no line, and everybody sees everything.
     pub tenancy: Vec<TenancyRule>,
+    /// Whether queries are counted by the asking pod's namespace.
+    pub by_namespace: bool,
     /// This node's name, where its pods are to be watched.
     pub node: Option<String>,
 }
 
 impl Cluster {
-    /// Tells whether an answer may depend on the pod that asks.
-    pub fn minds_askers(&self) -> bool {
-        self.search || !self.tenancy.is_empty()
+    /// Tells whether it must be known which pod asks.
+    pub fn needs_pods(&self) -> bool {
+        self.search || self.by_namespace || !self.tenancy.is_empty()
     }
 }
 
@@ -123,6 +125,7 @@ pub fn read(reader: &mut Reader<'_, '_>) -> Cluster {
         search: reader.switch("cluster.search", false),
         node_search: reader.list("cluster.node_search").map(|_| read_node_search(reader)),
         tenancy: read_tenancy(reader),
+        by_namespace: reader.switch("cluster.by_namespace", false),
         node: reader.text("cluster.node").map(str::to_owned),
     };
     check_askers(reader, &cluster);
@@ -142,11 +145,14 @@ fn check_askers(reader: &mut Reader<'_, '_>, cluster: &Cluster) {
         }
         _ => return,
     };
-    if cluster.search {
-        zones::fail_at(reader, "cluster.search", fault.clone());
-    }
-    if !cluster.tenancy.is_empty() {
-        zones::fail_at(reader, "cluster.tenancy", fault);
+    for (key, is_wanted) in [
+        ("cluster.search", cluster.search),
+        ("cluster.tenancy", !cluster.tenancy.is_empty()),
+        ("cluster.by_namespace", cluster.by_namespace),
+    ] {
+        if is_wanted {
+            zones::fail_at(reader, key, fault.clone());
+        }
     }
 }
 
@@ -205,4 +211,43 @@ fn read_domains(reader: &mut Reader<'_, '_>) -> Vec<Name> {
         domains.push(Name::from_text(DOMAIN).expect("the constant is a name"));
     }
     domains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Flags, Inputs, host, load};
+
+    /// What is wrong with this `[cluster]`; empty where nothing is.
+    fn faults(text: &str) -> String {
+        let text = format!("[cluster]\n{text}");
+        let inputs = Inputs {
+            file: Some((std::path::Path::new("test.toml"), &text)),
+            environment: &[],
+            flags: &Flags::default(),
+            host: &host::Host::sample(),
+        };
+        load(&inputs).map_or_else(|errors| errors.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn options_for_which_pods_must_be_known_are_refused_where_they_cannot_be() {
+        for option in ["search = true", "tenancy = [\"*: a\"]", "by_namespace = true"] {
+            for (rest, wrong) in [
+                ("", "`source` beside it is missing"),
+                ("source = \"forward\"", "makes no sense beside cluster.source"),
+                ("source = \"watch\"", "NODENS_CLUSTER__NODE"),
+                ("source = \"watch\"\nnode = \"n\"", ""),
+                ("source = \"watch\"\npods = \"verified\"", ""),
+                ("source = \"files\"\nfolder = \"/m\"", ""),
+            ] {
+                let faults = faults(&format!("{option}\n{rest}"));
+                assert_eq!(faults.is_empty(), wrong.is_empty(), "{option} {rest}: {faults}");
+                assert!(faults.contains(wrong), "{option} {rest}: {faults}");
+            }
+        }
+        assert!(
+            faults("tenancy = [\"a: b\", \"a: *\"]").contains("a line of \"a\" stands here and")
+        );
+        assert!(faults("node_search = [\".\"]").contains("is not a search domain"));
+    }
 }

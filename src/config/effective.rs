@@ -193,6 +193,7 @@ fn cluster(cluster: &Cluster) -> Values {
         ("cluster.search", Some(cluster.search.to_string())),
         ("cluster.node_search", cluster.node_search.as_deref().map(names)),
         ("cluster.tenancy", Some(list(rules))),
+        ("cluster.by_namespace", Some(cluster.by_namespace.to_string())),
         ("cluster.node", cluster.node.as_deref().map(quote)),
     ]
 }
@@ -324,7 +325,7 @@ mod tests {
             "[local]\nrecords = [\"a TXT \\\"x \\\\\\\"y\\\"\", \"b 5 SRV 1 2 3 c\"]\nhosts = \"/h\"\n\
              version = \"v\"\nttl = \"1500ms\"",
             "[cluster]\nsource = \"files\"\nfolder = \"/m\"\ndomains = [\"a.example\", \"b\"]\nttl = \"0s\"\n\
-             pods = \"verified\"\nkubeconfig = \"/k\"\ndns_service = \"dns/core-dns\"\nsearch = true\n\
+             pods = \"verified\"\nkubeconfig = \"/k\"\ndns_service = \"dns/core-dns\"\nsearch = true\nby_namespace = true\n\
              node_search = [\"c.example\"]\ntenancy = [\"a: b c\", \"*: a\", \"?: *\"]\nnode = \"n1\"",
             "[admin]\nlisten = []\nsocket = \"\"\n[log]\nlevel = \"a=debug\"\nformat = \"json\"\nqueries = 0.25",
             "[admin]\nsocket = \"/s\"\n[cache]\nsize = \"0\"\nstale = \"0s\"",

@@ -4,6 +4,7 @@
 //! A UDP thread counts into a [`ThreadTally`] of its own, tasks into a shared [`Tally`]; the rest uses shared
 //! counters. Read `table` for the names; `scrape` writes them.
 
+mod namespaces;
 mod scrape;
 mod table;
 mod tally;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+pub use namespaces::{ByNamespace, UNKNOWN};
 pub use table::TABLE;
 pub use tally::{Tally, ThreadTally};
 pub use watch::{ApiResource, ApiVerb, WatchMetrics};

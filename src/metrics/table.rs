@@ -123,6 +123,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "counter",
         "Queries answered with what the pod's search list has further down.",
     ),
+    (
+        "nodens_cluster_queries_total",
+        "counter",
+        "Queries by the asking pod's namespace; of 254 at most, all others under `*`, who is no known pod under none.",
+    ),
     ("nodens_cluster_denials_total", "counter", "Queries for names that the asker may not see."),
     (
         "nodens_cluster_visible_seconds",

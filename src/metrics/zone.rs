@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::namespaces::ByNamespace;
 use super::scrape::{Families, SECONDS};
 use super::tally::{DURATION_BUCKETS, duration_bucket};
 
@@ -48,6 +49,8 @@ pub struct ZoneMetrics {
     pub search_answers: Counter,
     /// Names that exist, perhaps, and were withheld from the asker.
     pub denials: Counter,
+    /// Queries by the namespace of the pod that asked, where the operator wants it.
+    pub by_namespace: Arc<ByNamespace>,
     /// From the moment that an event was read until its change is visible.
     pub visible: Arc<Spans>,
     /// From the moment that the cluster says a change of endpoints happened until it is visible.
@@ -70,6 +73,10 @@ impl ZoneMetrics {
         ] {
             families.counters(name, [(Vec::new(), counter.get())])?;
         }
+        let by_namespace = self.by_namespace.read();
+        let counted = by_namespace.iter().filter(|(_, count)| *count > 0);
+        let queries = counted.map(|(name, count)| (vec![("namespace", &**name)], *count));
+        families.counters("nodens_cluster_queries_total", queries)?;
         let visible = self.visible.cells();
         let visible = [(Vec::new(), visible.as_slice())];
         families.histograms("nodens_cluster_visible_seconds", SECONDS, visible)?;

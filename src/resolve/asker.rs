@@ -33,14 +33,19 @@ impl Resolver {
     /// The same resolver, which minds who asks where `cluster` does.
     #[must_use]
     pub fn with_askers(self, cluster: Option<Arc<Cluster>>) -> Self {
-        let askers = cluster.filter(|cluster| cluster.settings().minds_askers());
+        let askers = cluster.filter(|cluster| cluster.minds_askers());
         Self { askers, ..self }
     }
 
-    /// Tells whether who asks from `source` may be given this entry of the cache. Allocates nothing.
+    /// Tells whether who asks from `source` may be given this entry of the cache, and counts it where it may.
+    /// Allocates nothing.
     pub fn may_share(&self, key: &KeyBuffer, source: IpAddr, entry: &Entry) -> bool {
         let Some(cluster) = &self.askers else { return true };
-        cluster.may_share(key.qname(), source, entry.encoded().rcode())
+        let may_share = cluster.may_share(key.qname(), source, entry.encoded().rcode());
+        if may_share {
+            cluster.count(source);
+        }
+        may_share
     }
 
     /// The response to who asks from `source`.
@@ -67,6 +72,7 @@ impl Resolver {
         carrier: Carrier,
         (cluster, source): (&Cluster, IpAddr),
     ) -> Result<Response, ResolveError> {
+        cluster.count(source);
         let asker = cluster.asker(source);
         let to = To { cluster, asker: &asker };
         let first = self.seen(query, carrier, to).await?;
@@ -161,6 +167,7 @@ impl Resolver {
             let is_shown = to.cluster.shows_all_of(&target.qname, to.asker);
             match self.own_alias(&target).filter(|_| is_shown) {
                 Some(alias) => aliases.push(alias),
+                None if is_shown => return self.resolve(query, Carrier::Stream).await,
                 None => {
                     let response = Box::pin(self.seen(&target, Carrier::Stream, to)).await?;
                     let led = self.led(query, &aliases, (&target, &response));

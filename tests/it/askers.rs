@@ -91,7 +91,8 @@ const FIRST: &str = "www.example.org.shop.svc.cluster.local";
 
 #[test]
 fn a_name_that_only_the_end_of_the_search_list_has_is_answered_to_the_first_query() {
-    let (_place, daemon, sink) = start("search = true\nnode_search = [\"corp.example\"]");
+    let (_place, daemon, sink) =
+        start("search = true\nnode_search = [\"corp.example\"]\nby_namespace = true");
     for round in 0..3 {
         let answer = from(&daemon, SHOP, FIRST, qtype::A);
         assert_eq!(answer.rcode(), rcode::NOERROR, "{round}");
@@ -118,6 +119,15 @@ fn a_name_that_only_the_end_of_the_search_list_has_is_answered_to_the_first_quer
     let by_tcp = tcp_from(&daemon, SHOP, FIRST);
     assert_eq!(by_tcp.data(qtype::A), ["192.0.2.9"]);
     assert_eq!(daemon.metric("nodens_cluster_search_answers_total", ""), 6.0);
+    // A hit and a miss each count.
+    for _ in 0..4 {
+        from(&daemon, PAY, "www.example.org", qtype::A);
+    }
+    from(&daemon, HOST, "www.example.org", qtype::A);
+    let count = |label: &str| daemon.metric("nodens_cluster_queries_total", label);
+    assert_eq!(count("namespace=\"shop\""), 6.0);
+    assert_eq!(count("namespace=\"pay\""), 4.0);
+    assert!(count("namespace=\"\"") >= 1.0, "the pod on the host network, and the start's probe");
 }
 
 /// The answer to a pod's query by TCP.
