@@ -1,10 +1,10 @@
 //! Faces stub resolvers: takes queries in, gives every one its response.
 //!
 //! [`front`] looks at a message: refused, answered from the cache, or a miss. [`udp`] and [`tcp`] are
-//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss goes through
-//! [`handler`], the one `RequestHandler` for every way in, and leaves by `departures`; [`reply`] writes
-//! what is not a stored response; [`quota`] shares what is bounded fairly among sources, [`seats`] the
-//! TCP connections.
+//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss is worked on in
+//! `slots`, goes through [`handler`], the one `RequestHandler` for every way in, and leaves by
+//! `departures`; [`reply`] writes what is not a stored response; [`quota`] shares what is bounded
+//! fairly among sources, [`seats`] the TCP connections.
 //! It refuses to decide what the answer is: that is `resolve`.
 
 pub mod allow;
@@ -16,6 +16,7 @@ pub mod handler;
 pub mod quota;
 pub mod reply;
 pub mod seats;
+mod slots;
 pub mod socket;
 pub mod system;
 pub mod tcp;

@@ -15,6 +15,7 @@ use super::front::{Facts, Front, Look, Policy, SHED};
 use super::handler::{self, Handler};
 use super::quota::Share;
 use super::reply;
+use super::slots::Slots;
 use super::socket::{self, UdpSocket};
 use crate::clock;
 use crate::dns::query::QueryView;
@@ -43,6 +44,8 @@ struct Serve {
     handler: Arc<Handler>,
     worker: tokio::runtime::Handle,
     departures: Departures,
+    /// The worker's tasks that resolve what this thread leaves to it.
+    slots: Arc<Slots<Miss>>,
     tally: ThreadTally,
     pulse: Arc<Pulse>,
     shutdown: Shutdown,
@@ -79,6 +82,7 @@ pub fn start(
             front,
             worker,
             departures,
+            slots: Arc::default(),
             pulse,
             shutdown,
             inbox: Inbox::default(),
@@ -228,13 +232,9 @@ impl Serve {
         if self.misses.is_empty() {
             return;
         }
-        let misses = std::mem::take(&mut self.misses);
+        let (misses, slots) = (std::mem::take(&mut self.misses), Arc::clone(&self.slots));
         self.worker.spawn(async move {
-            for miss in misses {
-                // Boxed: tokio aligns what it spawns to 128 bytes, and glibc's aligned allocations
-                // do not fill the holes that they leave; small ones do.
-                tokio::spawn(Box::pin(miss.resolve()));
-            }
+            misses.into_iter().for_each(|miss| slots.give(miss, Miss::resolve));
         });
     }
 }
