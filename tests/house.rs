@@ -60,7 +60,8 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/serve/socket.rs",
             "src/serve/batch.rs",
             "src/serve/system.rs",
-            "src/upstream/ports.rs",
+            "src/upstream/lease.rs",
+            "src/upstream/spare.rs",
             "src/lab/authority.rs", // receive buffers that hold a burst
             "src/lab/endpoints.rs", // a file in memory
             "src/lab/shelter.rs",

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Received;
+use super::lease::NoSocket;
 use super::peer::{Heard, Peer};
 use super::pool::Kept;
-use super::ports::{NoSocket, POOLED_REST, PortClass, REST};
+use super::ports::{POOLED_REST, PortClass, REST};
 use super::transport::Broken;
 use super::udp::Tuple;
 use super::verify::{Asked, Style, Verdict};
@@ -147,9 +148,7 @@ impl<'a> Attempt<'a> {
                     self.peer.on_wrong_case(clock::now());
                 }
                 verdict => {
-                    if self.terms.ports == PortPolicy::Pooled {
-                        self.peer.pool.put(class, kept, clock::now());
-                    }
+                    self.put_back(kept, class);
                     return self.settle(verdict, style);
                 }
             }
@@ -160,8 +159,16 @@ impl<'a> Attempt<'a> {
 
     /// A socket as the policy says.
     fn socket(&self, class: PortClass) -> Result<Kept, NoSocket> {
+        let towards = self.peer.towards.as_ref().ok_or(NoSocket::Exhausted)?;
         let rest = match self.terms.ports {
-            PortPolicy::PerQuery => REST,
+            PortPolicy::PerQuery => {
+                let spare = self.peer.pool.take_spare();
+                match spare.map(|spare| spare.renew(towards, class, REST)) {
+                    Some(Ok(tuple)) => return Ok(Kept::new(tuple, self.started)),
+                    Some(Err(NoSocket::Exhausted)) => return Err(NoSocket::Exhausted),
+                    Some(Err(_)) | None => REST,
+                }
+            }
             PortPolicy::Pooled => {
                 if let Some(kept) = self.peer.pool.take(class, clock::now()) {
                     self.peer.metrics.reused.inc();
@@ -171,9 +178,20 @@ impl<'a> Attempt<'a> {
                 POOLED_REST
             }
         };
-        let towards = self.peer.towards.as_ref().ok_or(NoSocket::Exhausted)?;
         let tuple = Tuple::new(towards.socket(class, rest)?)?;
         Ok(Kept::new(tuple, self.started))
+    }
+
+    /// Keeps a socket that has had its response, as the policy says.
+    fn put_back(&self, kept: Kept, class: PortClass) {
+        match self.terms.ports {
+            PortPolicy::Pooled => self.peer.pool.put(class, kept, clock::now()),
+            PortPolicy::PerQuery => {
+                if let Some(spare) = kept.tuple.release() {
+                    self.peer.pool.put_spare(spare, clock::now());
+                }
+            }
+        }
     }
 
     /// Learns from a verdict that answers the query.

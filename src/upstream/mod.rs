@@ -1,8 +1,9 @@
 //! Faces recursive resolvers: which one to ask, from which port, over what, and whether to believe it.
 //!
 //! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
-//! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`pool`
-//! keeps some, `tracks` leaves no conntrack entry behind), `udp` or `transport` carries it, [`verify`] compares what came back with what was
+//! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`lease`
+//! is its socket, `pool` keeps some, `spare` moves one to another port, `tracks` leaves no conntrack
+//! entry behind), `udp` or `transport` carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
 //! background `maintain` probes those that are not well, and by [`probe`] those that may loop;
 //! [`endpoints`] are upstreams that come and go.
@@ -13,6 +14,7 @@ mod bits;
 pub mod endpoints;
 mod exchange;
 mod health;
+mod lease;
 mod maintain;
 mod manners;
 mod peer;
@@ -20,6 +22,7 @@ mod pool;
 pub mod ports;
 pub mod probe;
 mod select;
+mod spare;
 pub mod status;
 mod tls;
 mod tracks;
@@ -40,8 +43,8 @@ use tokio::sync::Notify;
 use self::attempt::Terms;
 use self::endpoints::Sources;
 use self::health::Standing;
+use self::lease::Ports;
 use self::peer::Peer;
-use self::ports::Ports;
 use self::probe::LoopProbe;
 use self::select::Budget;
 use self::transport::{Connections, Dial, Runtime};

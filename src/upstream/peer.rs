@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::health::{Change, Health, Standing};
+use super::lease::Towards;
 use super::manners::Manners;
 use super::pool::Pool;
-use super::ports::{PortClass, Towards};
+use super::ports::PortClass;
 use super::select::View;
 use super::transport::Connections;
 use super::verify::Style;

@@ -1,4 +1,5 @@
-//! Kept sockets of the `pooled` policy: connected, one exchange at a time, rotated.
+//! Idle sockets: those of the `pooled` policy, connected, one exchange at a time, rotated; and those
+//! of `per-query`, which hold no port while they are here.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,7 +7,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use super::ports::PortClass;
-use super::udp::Tuple;
+use super::udp::{Spare, Tuple};
 
 /// Exchanges after which a socket is closed, so that a port that was guessed is soon worth nothing.
 const MAX_USES: u32 = 128;
@@ -38,23 +39,48 @@ impl Kept {
     }
 }
 
+/// Age at which an idle socket without a port is closed.
+const MAX_SPARE_AGE: Duration = Duration::from_secs(20);
+
+/// Idle sockets without a port kept per thread: what a busy moment leaves behind.
+const MAX_SPARE: usize = 256;
+
 /// The idle sockets towards one upstream.
 #[derive(Debug, Default)]
-pub struct Pool([Mutex<Shelves>; 3]);
+pub struct Pool {
+    kept: [Mutex<Shelves<Kept>>; 3],
+    /// With the moment at which each was given back.
+    spare: Mutex<Shelves<(Instant, Spare)>>,
+}
 
-/// One class: a shelf per thread, since a socket is watched by the runtime that it began on.
-#[derive(Debug, Default)]
-struct Shelves(Vec<(ThreadId, VecDeque<Kept>)>);
+/// A shelf per thread, since a socket is watched by the runtime that it began on.
+#[derive(Debug)]
+struct Shelves<T>(Vec<(ThreadId, VecDeque<T>)>);
 
-impl Shelves {
+impl<T> Default for Shelves<T> {
+    /// No shelf yet.
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Shelves<T> {
     /// The shelf of the current thread.
-    fn own(&mut self) -> &mut VecDeque<Kept> {
+    fn own(&mut self) -> &mut VecDeque<T> {
         let thread = std::thread::current().id();
         let place = self.0.iter().position(|(owner, _)| *owner == thread).unwrap_or_else(|| {
             self.0.push((thread, VecDeque::new()));
             self.0.len() - 1
         });
         &mut self.0[place].1
+    }
+
+    /// Closes what is not to stay, and forgets threads that have nothing left.
+    fn retain(&mut self, stays: impl Fn(&T) -> bool) {
+        self.0.retain_mut(|(_, idle)| {
+            idle.retain(&stays);
+            !idle.is_empty()
+        });
     }
 }
 
@@ -81,14 +107,27 @@ impl Pool {
         }
     }
 
+    /// Takes this thread's socket without a port that idles shortest: the others may be closed soon.
+    pub fn take_spare(&self) -> Option<Spare> {
+        locked(&self.spare).own().pop_back().map(|(_, spare)| spare)
+    }
+
+    /// Gives a socket back that holds no port any more, on the thread that took it.
+    pub fn put_spare(&self, spare: Spare, now: Instant) {
+        let mut shelves = locked(&self.spare);
+        let idle = shelves.own();
+        if idle.len() < MAX_SPARE {
+            idle.push_back((now, spare));
+        }
+    }
+
     /// Closes the idle sockets that are too old, and forgets threads that have none.
     pub fn sweep(&self, now: Instant) {
         for class in PortClass::ALL {
-            self.shelves(class).0.retain_mut(|(_, idle)| {
-                idle.retain(|kept| !kept.is_worn(now));
-                !idle.is_empty()
-            });
+            self.shelves(class).retain(|kept| !kept.is_worn(now));
         }
+        let is_young = |since: Instant| now.saturating_duration_since(since) < MAX_SPARE_AGE;
+        locked(&self.spare).retain(|(since, _)| is_young(*since));
     }
 
     /// Closes all idle sockets.
@@ -96,10 +135,16 @@ impl Pool {
         for class in PortClass::ALL {
             self.shelves(class).0.clear();
         }
+        locked(&self.spare).0.clear();
     }
 
     /// Locks one class.
-    fn shelves(&self, class: PortClass) -> MutexGuard<'_, Shelves> {
-        self.0[class as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shelves(&self, class: PortClass) -> MutexGuard<'_, Shelves<Kept>> {
+        locked(&self.kept[class as usize])
     }
+}
+
+/// Locks; nobody panics while a shelf is half filled.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,39 +1,23 @@
-//! Source ports: which one a query may leave from, for how long a port rests, and the sockets on them.
+//! Source ports: which one a query may leave from, and for how long a port rests. Pure.
 //!
-//! The rule that a capture shows is [`PortClass::of_port`]. [`Pools`] is the pure allocator, `now`
-//! passed in; [`Ports`] puts it behind a lock for the whole process; a [`Lease`] is one port in
-//! flight. It refuses to let the kernel choose a port, and never binds port 0 for UDP.
+//! The rule that a capture shows is [`PortClass::of_port`]; [`Pools`] is the allocator, `now` passed
+//! in. The sockets on the ports are `lease`'s.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::bits::Bits;
-use super::tracks::{Tracks, Trail};
-use crate::clock;
 use crate::config::PortRange;
 use crate::dns::Qtype;
-use crate::metrics::PortMetrics;
 
 /// How long the port of a single query rests: the kernel's unreplied UDP conntrack timeout.
 pub const REST: Duration = Duration::from_secs(30);
 
 /// How long the port of a kept socket rests: the conntrack timeout of a UDP flow seen both ways.
 pub const POOLED_REST: Duration = Duration::from_secs(120);
-
-/// How long a port rests whose conntrack entry was deleted: no old response is likely to come later.
-const CLEAN_REST: Duration = Duration::from_secs(1);
-
-/// How many ports of other programs one draw may meet before it gives up.
-const MAX_CONFLICTS: usize = 64;
 
 /// The source ports that one qtype family may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,188 +203,14 @@ impl Pools {
     }
 }
 
-/// The process's source ports and the sockets on them.
-#[derive(Debug)]
-pub struct Ports {
-    pools: Mutex<Pools>,
-    metrics: PortMetrics,
-    mark: u32,
-    /// SO_MARK was refused once; it is not tried again.
-    unmarked: AtomicBool,
-    pub tracks: Tracks,
-}
-
-/// Why there is no socket.
-#[derive(Debug)]
-pub enum NoSocket {
-    /// Every port of the class is in flight, or held by other programs.
-    Exhausted,
-    /// We ran out of descriptors or memory.
-    Shortage,
-    /// The kernel refused it: no route.
-    Refused(io::Error),
-}
-
-impl From<io::Error> for NoSocket {
-    fn from(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Shortage,
-            _ => Self::Refused(error),
-        }
-    }
-}
-
-impl Ports {
-    /// Source ports out of `range`; sockets carry `mark` where that is permitted.
-    pub fn new(range: PortRange, mark: u32, metrics: PortMetrics) -> Arc<Self> {
-        let pools = Mutex::new(Pools::new(range, clock::now()));
-        let (unmarked, tracks) = (AtomicBool::new(mark == 0), Tracks::default());
-        Arc::new(Self { pools, metrics, mark, unmarked, tracks })
-    }
-
-    /// Adds an upstream to draw ports for, until the value is dropped.
-    pub fn towards(self: &Arc<Self>, address: SocketAddr) -> Arc<Towards> {
-        let pools = self.lock().add();
-        Arc::new(Towards { ports: Arc::clone(self), pools, address, trail: Trail::default() })
-    }
-
-    /// Locks the allocator.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Pools> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets SO_MARK, until the kernel says once that we may not.
-    pub fn set_mark(&self, socket: &impl AsFd) {
-        if self.unmarked.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Err(error) = SockRef::from(socket).set_mark(self.mark)
-            && !self.unmarked.swap(true, Ordering::Relaxed)
-        {
-            tracing::debug!(%error, "upstream sockets carry no mark");
-        }
-    }
-}
-
-/// The source ports towards one upstream.
-#[derive(Debug)]
-pub struct Towards {
-    ports: Arc<Ports>,
-    pools: PoolsOf,
-    address: SocketAddr,
-    trail: Trail,
-}
-
-impl Towards {
-    /// Tells whether the conntrack entries of queries to this upstream are deleted behind them.
-    pub fn leaves_no_tracks(&self) -> bool {
-        self.trail.is_deleted(&self.ports.tracks)
-    }
-
-    /// A connected, non-blocking UDP socket on a port of `class` that rests for `rest` afterwards.
-    ///
-    /// # Errors
-    /// [`NoSocket`] says whose fault it is.
-    pub fn socket(
-        self: &Arc<Self>,
-        class: PortClass,
-        rest: Duration,
-    ) -> Result<(UdpSocket, Lease), NoSocket> {
-        // Held until the search ends: within a tick of its rest a port could be drawn again.
-        let mut taken_by_others = Vec::new();
-        for _ in 0..MAX_CONFLICTS {
-            let lease = self.lease(class, rest).ok_or(NoSocket::Exhausted)?;
-            match self.connect(lease.port) {
-                Ok(socket) => return Ok((socket, lease)),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    self.ports.metrics.conflicts.inc();
-                    taken_by_others.push(lease);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.ports.metrics.exhausted.inc();
-        Err(NoSocket::Exhausted)
-    }
-
-    /// Draws a port; `None` when all of the class are in flight.
-    fn lease(self: &Arc<Self>, class: PortClass, rest: Duration) -> Option<Lease> {
-        let metrics = &self.ports.metrics;
-        let port = match self.ports.lock().draw(self.pools, class, clock::now(), &mut rand::rng()) {
-            Draw::Rested(port) => port,
-            Draw::Unrested(port) => {
-                metrics.unrested.inc();
-                port
-            }
-            Draw::Exhausted => {
-                metrics.exhausted.inc();
-                return None;
-            }
-        };
-        Some(Lease { towards: Arc::clone(self), port, rest })
-    }
-
-    /// Makes the socket on `port`.
-    fn connect(&self, port: u16) -> io::Result<UdpSocket> {
-        let (domain, local) = match self.address {
-            SocketAddr::V4(_) => (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
-            SocketAddr::V6(_) => (Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))),
-        };
-        // Both flags ride on the type, which saves two system calls.
-        let kind = Type::DGRAM.cloexec().nonblocking();
-        let socket = Socket::new_raw(domain, kind, Some(Protocol::UDP))?;
-        if self.address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        self.ports.set_mark(&socket);
-        socket.bind(&local.into())?;
-        socket.connect(&self.address.into())?;
-        Ok(socket.into())
-    }
-}
-
-impl Drop for Towards {
-    fn drop(&mut self) {
-        self.ports.lock().remove(self.pools);
-    }
-}
-
-/// One source port in flight; it rests when this is dropped, after its socket.
-#[derive(Debug)]
-pub struct Lease {
-    towards: Arc<Towards>,
-    port: u16,
-    rest: Duration,
-}
-
-impl Lease {
-    /// Deletes the conntrack entry of the exchange on `socket`, which is about to be closed.
-    pub fn forget_track(&mut self, socket: &UdpSocket) {
-        let Towards { ports, address, trail, .. } = &*self.towards;
-        if trail.forget(&ports.tracks, socket, *address) {
-            ports.metrics.tracks_deleted.inc();
-        }
-        if self.towards.leaves_no_tracks() {
-            self.rest = self.rest.min(CLEAN_REST);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.towards.ports.lock().release(self.towards.pools, self.port, clock::now(), self.rest);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     //! The law of source ports, on the pure allocator.
 
-    use std::collections::{HashMap, HashSet};
-    use std::time::Instant;
-
     use super::*;
+    use crate::clock;
     use crate::dns::Qtype;
+    use std::collections::{HashMap, HashSet};
 
     const SEC: Duration = Duration::from_secs(1);
 
@@ -612,61 +422,5 @@ mod tests {
         let biased: Vec<u32> = (0..64).map(|cell| if cell < 32 { 1650 } else { 1475 }).collect();
         assert!(chi_square(&biased) > chi_square_limit(64));
         assert!((chi_square_limit(64) - 121.6).abs() < 2.0, "{}", chi_square_limit(64));
-    }
-
-    /// A small range that the kernel never hands out by itself here.
-    fn small_range() -> (Arc<Ports>, PortMetrics) {
-        let metrics = PortMetrics::default();
-        let first = 20_000 + 30 * rand::rng().random_range(0..300);
-        let range = PortRange { first, last: first + 29, reserved: Vec::new() };
-        (Ports::new(range, 0, metrics.clone()), metrics)
-    }
-
-    #[test]
-    fn a_port_of_another_program_is_passed_by_and_counted() {
-        let (ports, metrics) = small_range();
-        let towards = ports.towards("127.0.0.1:9".parse().expect("an address"));
-        let range = ports.lock().range.clone();
-        let ours: Vec<_> =
-            range.usable().filter(|port| PortClass::of_port(*port) == PortClass::A).collect();
-        let _others: Vec<_> =
-            ours[..9].iter().map(|port| UdpSocket::bind(("0.0.0.0", *port))).collect();
-        let (socket, _lease) = towards.socket(PortClass::A, REST).expect("one is left");
-        assert_eq!(socket.local_addr().expect("bound").port(), ours[9]);
-        assert!(metrics.conflicts.get() <= 9);
-        let again = towards.socket(PortClass::A, REST);
-        assert!(matches!(again, Err(NoSocket::Exhausted)), "{again:?}");
-        assert!(metrics.conflicts.get() >= 9 && metrics.exhausted.get() == 1);
-    }
-
-    #[test]
-    fn a_lease_gives_its_port_back_when_it_ends() {
-        let (ports, metrics) = small_range();
-        let towards = ports.towards("[::1]:9".parse().expect("an address"));
-        for _ in 0..25 {
-            let (socket, lease) = towards.socket(PortClass::Aaaa, REST).expect("a port");
-            let local = socket.local_addr().expect("bound");
-            assert_eq!(
-                (local.port(), PortClass::of_port(local.port())),
-                (lease.port, PortClass::Aaaa)
-            );
-        }
-        assert_eq!(metrics.unrested.get(), 15, "ten ports, each used once before its rest");
-    }
-
-    #[test]
-    fn sockets_carry_the_mark_where_that_is_permitted_and_none_is_tried_where_it_is_not() {
-        const MARK: u32 = 0x306e;
-        let range = PortRange { first: 29_000, last: 29_299, reserved: Vec::new() };
-        let plain = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let is_permitted = SockRef::from(&plain).set_mark(MARK).is_ok();
-        for (mark, expected) in [(MARK, if is_permitted { MARK } else { 0 }), (0, 0)] {
-            let ports = Ports::new(range.clone(), mark, PortMetrics::default());
-            let towards = ports.towards("127.0.0.1:9".parse().expect("an address"));
-            let (socket, _lease) = towards.socket(PortClass::A, REST).expect("a port");
-            assert_eq!(SockRef::from(&socket).mark().expect("readable"), expected);
-            let is_tried = !ports.unmarked.load(Ordering::Relaxed);
-            assert_eq!(is_tried, mark != 0 && is_permitted);
-        }
     }
 }

@@ -26,7 +26,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
-use super::ports::Ports;
+use super::lease::Ports;
 use crate::clock;
 use crate::config::Transport;
 use crate::metrics::UpstreamMetrics;

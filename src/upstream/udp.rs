@@ -3,11 +3,15 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::ports::{Lease, NoSocket};
+use super::lease::{Lease, NoSocket, Towards};
+use super::ports::PortClass;
+use super::spare;
 use super::verify::{Asked, Verdict};
 
 /// The largest datagram there is; we advertise far less, but what is cut here cannot be judged.
@@ -21,14 +25,40 @@ thread_local! {
 /// A connected socket on a port of its own. It carries one exchange at a time.
 #[derive(Debug)]
 pub struct Tuple {
-    // Dropped first: the port is free before its rest begins.
-    socket: AsyncFd<UdpSocket>,
+    // There until the tuple is released. Dropped first: the port is free before its rest begins.
+    socket: Option<AsyncFd<UdpSocket>>,
     lease: Lease,
 }
 
 impl Drop for Tuple {
     fn drop(&mut self) {
-        self.lease.forget_track(self.socket.get_ref());
+        if let Some(socket) = &self.socket {
+            self.lease.forget_track(socket.get_ref());
+        }
+    }
+}
+
+/// A socket between two exchanges, without a port.
+#[derive(Debug)]
+pub struct Spare(AsyncFd<UdpSocket>);
+
+impl Spare {
+    /// The socket on a port of `class`.
+    ///
+    /// # Errors
+    /// As [`Towards::renew`]; the socket is closed.
+    pub fn renew(
+        self,
+        towards: &Arc<Towards>,
+        class: PortClass,
+        rest: Duration,
+    ) -> Result<Tuple, NoSocket> {
+        // Not when it was released: what was being delivered at that moment has arrived by now.
+        if !spare::empty(self.0.get_ref()) {
+            return Err(NoSocket::Refused(io::ErrorKind::Other.into()));
+        }
+        let lease = towards.renew(self.0.get_ref(), class, rest)?;
+        Ok(Tuple { socket: Some(self.0), lease })
     }
 }
 
@@ -44,7 +74,20 @@ impl Tuple {
         // which it is with the `AsyncFd`; nothing here takes it out or closes it before.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
             .map_err(io::Error::from)?;
-        Ok(Self { socket, lease })
+        Ok(Self { socket: Some(socket), lease })
+    }
+
+    /// Ends the tuple: its port rests. Gives back the socket where it needs not be closed for that.
+    pub fn release(mut self) -> Option<Spare> {
+        let socket = self.socket.take()?;
+        self.lease.forget_track(socket.get_ref());
+        let is_free = self.lease.is_movable() && spare::disconnect(socket.get_ref()).is_ok();
+        is_free.then(|| Spare(socket))
+    }
+
+    /// The socket.
+    fn socket(&self) -> &AsyncFd<UdpSocket> {
+        self.socket.as_ref().expect("who releases a tuple has it no more")
     }
 
     /// Sends the query.
@@ -52,7 +95,7 @@ impl Tuple {
     /// # Errors
     /// What the kernel says: no route, or an earlier ICMP error. A full send buffer is a lost packet.
     pub fn send(&self, asked: &Asked) -> io::Result<()> {
-        let send = || match self.socket.get_ref().send(asked.wire()) {
+        let send = || match self.socket().get_ref().send(asked.wire()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other.map(|_| ()),
         };
@@ -68,7 +111,7 @@ impl Tuple {
     /// A datagram is either judged or still in the socket.
     pub async fn receive(&self, asked: &Asked) -> io::Result<Verdict> {
         loop {
-            let mut ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
+            let mut ready = self.socket().ready(Interest::READABLE | Interest::ERROR).await?;
             let judged = ready.try_io(|socket| {
                 BUFFER.with_borrow_mut(|buffer| {
                     let length = socket.get_ref().recv(buffer)?;

@@ -50,6 +50,30 @@ async fn pooled_sockets_are_used_again_and_never_by_two_exchanges_at_once() {
 }
 
 #[tokio::test]
+async fn per_query_a_socket_is_used_again_but_never_its_port() {
+    let one = Scripted::start(well_behaved).await;
+    // The kernel's own range, where it lets sockets move.
+    let range = PortRange { first: 32_768, last: 60_999, reserved: Vec::new() };
+    let upstreams = Arc::new(Upstreams::new(range, 0, Metrics::new()));
+    let group = upstreams.group(&forward(), &[udp(&one)]);
+    for n in 0..30 {
+        let qtype = if n % 2 == 0 { Qtype::A } else { Qtype::AAAA };
+        let query = query(&format!("n{n}.example.org"), qtype);
+        group.exchange(&query).await.expect("an answer");
+    }
+    let seen = one.seen();
+    let class_of = |seen: &Seen| PortClass::of_qtype(seen.qtype());
+    assert!(seen.iter().all(|seen| PortClass::of_port(seen.from.port()) == class_of(seen)));
+    let ports: std::collections::HashSet<_> = seen.iter().map(|seen| seen.from.port()).collect();
+    assert_eq!(ports.len(), seen.len(), "each query has a port of its own");
+    let pool = &group.members.load()[0].peer.pool;
+    match pool.take_spare() {
+        Some(_) => assert!(pool.take_spare().is_none(), "one socket is enough for one at a time"),
+        None => eprintln!("skipped: this kernel lets no socket give its port back"),
+    }
+}
+
+#[tokio::test]
 async fn a_class_without_a_free_port_goes_by_tcp_and_is_counted() {
     let one =
         Scripted::start(|seen| [vec![Act::Wait(100 * MS)], well_behaved(seen)].concat()).await;
