@@ -94,18 +94,21 @@ mod tests {
 
     use super::*;
 
+    /// Counts a job as done, some of them after a while.
+    async fn dawdle((job, done): (usize, Arc<AtomicUsize>)) {
+        for _ in 0..job % 3 {
+            tokio::task::yield_now().await;
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+
     #[tokio::test]
     async fn every_job_is_done_once_and_tasks_take_one_after_another() {
         let (slots, done) = (Arc::new(Slots::default()), Arc::new(AtomicUsize::new(0)));
         for round in 0..50usize {
             for job in 0..MAX_IDLE + 10 {
                 let done = Arc::clone(&done);
-                slots.give((job, done), |(job, done)| async move {
-                    for _ in 0..job % 3 {
-                        tokio::task::yield_now().await;
-                    }
-                    done.fetch_add(1, Ordering::Relaxed);
-                });
+                slots.give((job, done), dawdle);
             }
             let expected = (round + 1) * (MAX_IDLE + 10);
             while done.load(Ordering::Relaxed) < expected {
