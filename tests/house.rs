@@ -77,7 +77,12 @@ const FENCES: &[(&[&str], &[&str])] = &[
     (&["hdrhistogram", "plotters", "indicatif"], &["src/bench/"]),
     (
         &["kube", "k8s_openapi", "http"],
-        &["src/cluster/feed.rs", "src/cluster/api.rs", "src/cluster/trouble.rs"],
+        &[
+            "src/cluster/feed.rs",
+            "src/cluster/api.rs",
+            "src/cluster/trouble.rs",
+            "src/cluster/services.rs",
+        ],
     ),
     (&["hyper_util", "hyper_rustls", "tower"], &["src/cluster/api.rs"]),
     (&["serde_saphyr"], &["src/cluster/files.rs"]),

@@ -379,6 +379,38 @@ fn the_bench_in_a_pod_fails_its_gates_without_nodens_and_holds_them_with_it() {
     assert!(runs.any(|(code, _)| code == Some(0)), "nodens starved in four attempts");
 }
 
+/// The command line of the container in a recipe.
+fn recipe(name: &str, pod: &str) -> Vec<String> {
+    let path = format!("{}/deploy/ci/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(&path).expect("the recipe");
+    let recipe: Value = serde_saphyr::from_str(&text).expect("YAML");
+    let container = recipe.pointer(&format!("{pod}/spec/containers/0")).expect("a container");
+    let words = ["command", "args"].map(|key| container[key].as_array().expect("words").clone());
+    words.iter().flatten().map(|word| word.as_str().expect("a word").to_owned()).collect()
+}
+
+#[test]
+fn the_command_line_of_the_job_runs_in_a_pod_as_it_is_written() {
+    let _alone = alone();
+    let line = recipe("job.yaml", "/spec/template");
+    assert_eq!(line, recipe("cronjob.yaml", "/spec/jobTemplate/spec/template"));
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_nodens"));
+    let folder = program.parent().expect("a folder").display();
+    let path = format!("{folder}:{}", std::env::var("PATH").unwrap_or_default());
+    // A starved machine may need longer than the limit of the recipe.
+    let held = (0..3).any(|_| {
+        let mut command = lab(&["--nodens", "with", "--"]);
+        let output = command.args(&line).env("PATH", &path).output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        eprintln!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        is_refused(&output) || {
+            assert!(text.contains("fail if stalls > 0"), "{text}");
+            output.status.success()
+        }
+    });
+    assert!(held);
+}
+
 #[test]
 fn killing_the_command_leaves_no_process_and_no_namespace() {
     let _alone = alone();

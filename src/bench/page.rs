@@ -7,7 +7,7 @@ use std::fmt::Write;
 /// What the page looks like.
 const STYLE: &str = "\
 :root{color-scheme:light}
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1020px;margin:2em auto;padding:0 1.2em}
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1180px;margin:2em auto;padding:0 1.2em}
 h1{font-size:1.6em;margin:0 0 .2em}h2{font-size:1.2em;margin:2em 0 .4em;border-bottom:1px solid #ccc}
 p{margin:.4em 0;max-width:75ch}.quiet{color:#555}
 table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums;font-size:.93em}

@@ -289,10 +289,30 @@ fn draw(
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
     }
     if lines.len() > 1 {
-        with_legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
+        with_legend(&mut chart, emptiest(x, y, lines))?;
     }
     root.present()?;
     Ok(())
+}
+
+/// The corner, or the middle of a side, with the fewest points under a legend.
+fn emptiest(x: &Axis, y: &Axis, lines: &[Line<'_>]) -> SeriesLabelPosition {
+    use SeriesLabelPosition as At;
+    let places = [
+        (At::UpperLeft, 0, 70),
+        (At::UpperRight, 80, 70),
+        (At::LowerRight, 80, 0),
+        (At::LowerLeft, 0, 0),
+        (At::UpperMiddle, 40, 70),
+        (At::LowerMiddle, 40, 0),
+    ];
+    let hidden = |left: i32, low: i32| {
+        let points = lines.iter().flat_map(|line| &line.points);
+        let at = points.map(|(across, up)| (x.map(across, (0, 100)), y.map(up, (0, 100))));
+        at.filter(|(x, y)| (left..left + 20).contains(x) && (low..low + 30).contains(y)).count()
+    };
+    let best = places.into_iter().min_by_key(|(_, left, low)| hidden(*left, *low));
+    best.map_or(At::UpperLeft, |(place, _, _)| place)
 }
 
 /// A drawing area with both axes.

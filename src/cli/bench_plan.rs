@@ -15,6 +15,8 @@ use crate::bench::names::{BuiltIn, Form, NamesError};
 use crate::bench::report;
 use crate::bench::run::{Carrier, Plan, Target};
 use crate::clock;
+#[cfg(feature = "kubernetes")]
+use crate::cluster::services;
 use crate::config::endpoint::{self, Scheme};
 use crate::config::forms;
 use crate::config::host::Host;
@@ -61,6 +63,9 @@ pub(super) struct BenchPlan {
     /// A set of names to ask for [default: internet]
     #[arg(long, value_name = "SET")]
     set: Option<SetName>,
+    /// The way to the API server whose Services are asked for [default: the pod's service account]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Search list for names without a trailing dot
     #[arg(long, value_name = "DOMAIN,…", value_delimiter = ',')]
     search: Vec<String>,
@@ -104,6 +109,8 @@ enum SetName {
     Internet,
     /// 100,000 names below example.org that do not exist: a cache has none of them
     Unique,
+    /// All Services that the API server has, below cluster.local
+    Services,
 }
 
 /// Names of stub resolvers.
@@ -234,11 +241,32 @@ impl BenchPlan {
             return Ok((wanted, self.name.join(" ")));
         }
         let (set, name) = match self.set.unwrap_or(SetName::Internet) {
+            SetName::Services => {
+                let lines = self.services()?.join("\n");
+                let wanted = form.read(&lines).map_err(told("--set services".to_owned()))?;
+                return Ok((wanted, "the Services of the API server".to_owned()));
+            }
             SetName::Cluster => (BuiltIn::Cluster, "the set cluster"),
             SetName::Internet => (BuiltIn::Internet, "the set internet"),
             SetName::Unique => (BuiltIn::Unique, "the set unique"),
         };
         Ok((form.set(set).map_err(told("--set".to_owned()))?, name.to_owned()))
+    }
+
+    /// The names of all Services, absolute.
+    #[cfg(feature = "kubernetes")]
+    fn services(&self) -> Result<Vec<String>, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let names = runtime.block_on(services::names(self.kubeconfig.as_deref()));
+        let names = names.map_err(|error| Failure::Usage(format!("--set services: {error}")))?;
+        Ok(names.into_iter().map(|name| name + ".cluster.local.").collect())
+    }
+
+    /// The same where nobody can tell.
+    #[cfg(not(feature = "kubernetes"))]
+    fn services(&self) -> Result<Vec<String>, Failure> {
+        let what = "--set services: this nodens is built without the feature kubernetes";
+        Err(Failure::Usage(what.to_owned()))
     }
 
     /// The servers.

@@ -25,6 +25,8 @@ pub mod object;
 pub mod record;
 mod registry;
 pub mod search;
+#[cfg(feature = "kubernetes")]
+pub mod services;
 mod shards;
 pub mod snapshot;
 pub mod tenancy;

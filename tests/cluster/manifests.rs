@@ -38,6 +38,22 @@ const RESOLVER: &str = "resolver";
 /// Queries on the hot path.
 const HOT: u64 = 1000;
 
+/// `nodens bench --set services` asks for the names of the Services that are there, more than a page of them.
+fn services_are_asked_for(plane: &Plane) {
+    let spec = || json!({ "clusterIP": "None" });
+    let many: Vec<_> = (0..600).map(|n| service("default", &format!("s{n}"), spec())).collect();
+    plane.make_all(&many);
+    let sink = Sink::start(|seen| sink::ordinary(seen).now());
+    let config = plane.kubeconfig("nodens", crate::plane::NODENS);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nodens"));
+    command.args(["bench", "-q", &sink.address.to_string(), "--set", "services", "--kubeconfig"]);
+    command.arg(config).args(["--single", "--qps", "200", "--count", "700"]);
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let asked = sink.seen_for("s599.default.svc.cluster.local.").len();
+    assert!(asked >= 1, "{asked}");
+}
+
 #[test]
 fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_more() {
     let (_alone, programs) = needs_kubernetes!();
@@ -45,6 +61,13 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
     for object in objects() {
         plane.apply(&object);
     }
+    for name in ["job", "cronjob"] {
+        let mut object: Value = serde_saphyr::from_str(&file(&format!("deploy/ci/{name}.yaml")))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        object["metadata"]["namespace"] = "default".into();
+        plane.apply(&object);
+    }
+    services_are_asked_for(&plane);
     let token = token(&plane);
     let slices = "/apis/discovery.k8s.io/v1/endpointslices";
     for (method, path, code) in [
