@@ -397,15 +397,18 @@ fn the_command_line_of_the_job_runs_in_a_pod_as_it_is_written() {
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_nodens"));
     let folder = program.parent().expect("a folder").display();
     let path = format!("{folder}:{}", std::env::var("PATH").unwrap_or_default());
-    // A starved machine may need longer than the limit of the recipe.
+    // A starved machine may need longer than the recipe's limit for p99, and lose what the others count.
     let held = (0..3).any(|_| {
         let mut command = lab(&["--nodens", "with", "--"]);
         let output = command.args(&line).env("PATH", &path).output().expect("it starts");
         let text = String::from_utf8_lossy(&output.stdout);
         eprintln!("{text}{}", String::from_utf8_lossy(&output.stderr));
         is_refused(&output) || {
-            assert!(text.contains("fail if stalls > 0"), "{text}");
-            output.status.success()
+            assert_eq!(text.matches(": fail if ").count(), 3, "{text}");
+            let failed: Vec<_> = text.lines().filter(|line| line.starts_with("FAILS")).collect();
+            let code = if failed.is_empty() { 0 } else { 3 };
+            assert_eq!(output.status.code(), Some(code), "{text}");
+            failed.iter().all(|line| line.contains("p99"))
         }
     });
     assert!(held);

@@ -39,12 +39,12 @@ const RESOLVER: &str = "resolver";
 const HOT: u64 = 1000;
 
 /// `nodens bench --set services` asks for the names of the Services that are there, more than a page of them.
-fn services_are_asked_for(plane: &Plane) {
+fn services_are_asked_for(plane: &Plane, token: &str) {
     let spec = || json!({ "clusterIP": "None" });
     let many: Vec<_> = (0..600).map(|n| service("default", &format!("s{n}"), spec())).collect();
     plane.make_all(&many);
     let sink = Sink::start(|seen| sink::ordinary(seen).now());
-    let config = plane.kubeconfig("nodens", crate::plane::NODENS);
+    let config = plane.kubeconfig("bench", token);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nodens"));
     command.args(["bench", "-q", &sink.address.to_string(), "--set", "services", "--kubeconfig"]);
     command.arg(config).args(["--single", "--qps", "200", "--count", "700"]);
@@ -67,8 +67,8 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
         object["metadata"]["namespace"] = "default".into();
         plane.apply(&object);
     }
-    services_are_asked_for(&plane);
     let token = token(&plane);
+    services_are_asked_for(&plane, &token);
     let slices = "/apis/discovery.k8s.io/v1/endpointslices";
     for (method, path, code) in [
         ("GET", "/api/v1/namespaces", 200),

@@ -326,6 +326,20 @@ fn what_was_measured_is_told_when_it_is_interrupted_or_runs_out_of_descriptors()
 }
 
 #[test]
+fn too_few_source_ports_are_told_with_what_was_measured() {
+    let _turn = turn();
+    needs!("ip");
+    namespace::inside(|| {
+        let server = serve("127.0.0.1:5300", |count| (count < 40).then_some(Duration::ZERO));
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40010").expect("few ports");
+        let output = bench(server, &["--warm-up", "0s", "--qps", "100"]).output();
+        let (code, text, told) = outcome(&output.expect("it starts"));
+        assert_eq!(code, Some(1), "{text}{told}");
+        assert!(text.contains("too few source ports") && text.contains("NOERROR"), "{text}");
+    });
+}
+
+#[test]
 fn an_impossible_rate_is_told_with_the_one_that_was_held() {
     let _turn = turn();
     let report = report(quick(), &["--qps", "10000000", "--duration", "1s", "--timeout", "1s"]);
