@@ -49,7 +49,7 @@ struct Item {
 /// # Errors
 /// When there is no way to the API server, or it refuses.
 pub async fn names(kubeconfig: Option<&Path>) -> Result<Vec<String>, ServicesError> {
-    let client = api::connect(kubeconfig).await.map_err(|error| match error {
+    let server = api::connect(kubeconfig).await.map_err(|error| match error {
         WatchError::NoServiceAccount(_) => ServicesError::NoWay,
         other => ServicesError::Way(other),
     })?;
@@ -59,7 +59,7 @@ pub async fn names(kubeconfig: Option<&Path>) -> Result<Vec<String>, ServicesErr
         let request = http::Request::get(target).body(Vec::new());
         let request = request.map_err(|error| ServicesError::Refused(error.into()))?;
         let page: Page =
-            client.request(request).await.map_err(|error| ServicesError::Refused(error.into()))?;
+            server.request(request).await.map_err(|error| ServicesError::Refused(error.into()))?;
         let items = page.items.unwrap_or_default().into_iter().map(|item| item.metadata);
         names.extend(items.map(|meta| format!("{}.{}.svc", meta.name, meta.namespace)));
         next = page.metadata.next;
