@@ -17,9 +17,8 @@ use super::sockets::{self, Inbox, Outbox, Poll};
 use super::wanted;
 use crate::clock;
 
-/// The thread spins instead of sleeping for the last of the wait only: as an application, it sleeps until the
-/// response wakes it, at high rates too.
-const SPIN: Duration = Duration::from_micros(15);
+/// The thread spins instead of sleeping for the last of the wait.
+const SPIN: Duration = Duration::from_micros(60);
 /// Lookups that leave together are made ready so long before.
 const AIM: Duration = Duration::from_micros(40);
 /// Kept sockets have tokens from here on.
