@@ -120,11 +120,21 @@ fn listen(daemon: &Daemon, goes_on: impl Fn() -> bool) -> Vec<Heard> {
     heard
 }
 
+/// How far nodens may be ahead of us: what we read of an event a moment later is answered already.
+const AHEAD: Duration = Duration::from_millis(200);
+
 /// How long an answer had been out of date when it was asked for: since the event after the one that it tells
 /// of. Nothing when it was not, or when nodens read the event before us.
 fn age(heard: &Heard, history: &History) -> Duration {
     let events = &history[heard.name];
     let known = events.partition_point(|(read, _)| *read <= heard.asked);
+    // That there is nothing was true before too: it is the next deletion when that was read soon.
+    let is_ahead = events
+        .get(known)
+        .is_some_and(|(read, said)| *said == heard.said && *read < heard.asked + AHEAD);
+    if is_ahead {
+        return Duration::ZERO;
+    }
     let told = events[..known].iter().rposition(|(_, said)| *said == heard.said);
     let superseded = match told {
         Some(told) => events.get(told + 1),
@@ -273,5 +283,33 @@ fn a_name_that_was_asked_for_too_early_is_answered_as_soon_as_it_exists() {
     assert!(at(&waits, 0.5) < Duration::from_millis(500), "{:?}", at(&waits, 0.5));
     if is_long() {
         assert!(at(&waits, 0.99) <= Duration::from_millis(50), "{:?}", at(&waits, 0.99));
+    }
+}
+
+#[test]
+fn an_answer_is_as_old_as_the_event_that_it_does_not_know() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let address = |last: u8| Some(format!("198.18.0.{last}"));
+    let history = vec![vec![
+        (at(0), address(1)),
+        (at(330), address(2)),
+        (at(660), None),
+        (at(990), address(3)),
+    ]];
+    for (asked, said, old) in [
+        (10, address(1), 0),
+        (10, None, 10),
+        (325, address(2), 0), // read by nodens first
+        (400, address(1), 70),
+        (400, None, 400),
+        (600, None, 0), // the deletion, 60 ms before we read of it
+        (700, address(2), 40),
+        (700, None, 0),
+        (1000, None, 10),
+        (1000, address(1), 670),
+    ] {
+        let heard = Heard { name: 0, asked: at(asked), said };
+        assert_eq!(age(&heard, &history).as_millis(), old, "{:?} at {asked} ms", heard.said);
     }
 }
