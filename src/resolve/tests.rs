@@ -818,3 +818,25 @@ async fn what_was_forwarded_before_the_cluster_zone_answered_is_not_kept() {
     stage.resolver.forward(&other, root).await.expect("answered");
     assert!(stage.resolver.cached(&other).is_some(), "other names are kept");
 }
+
+#[tokio::test]
+async fn a_stale_answer_waits_for_nothing_while_all_upstreams_are_down() {
+    let stage = Stage::new("", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|_| Vec::new());
+    let is_down = || stage.resolver.routes().zones().all(|zone| zone.group.is_down());
+    for number in 0..50 {
+        if is_down() {
+            break;
+        }
+        let name = format!("n{number}.example.org");
+        stage.ask(&name, Qtype::A).await.expect_err("nobody answers");
+    }
+    assert!(is_down());
+    skip(61 * SECOND).await;
+    // While it stands still, the clock moves on only for who waits for it.
+    tokio::time::pause();
+    let began = clock::now();
+    let response = stage.ask("example.org", Qtype::A).await.expect("stale");
+    assert_eq!((response.aging, clock::now() - began), (Aging::Stale, Duration::ZERO));
+}
