@@ -64,9 +64,16 @@ impl Said {
     }
 }
 
+/// The TTL of [`objects::OUTSIDE`] at its upstream.
+const OUTSIDE_TTL: u32 = 5;
+
 /// A record with names in lower case, and a SOA record's serial (what changes with each object) as 0.
 fn without_serial(mut record: Record) -> Record {
     record.owner.make_ascii_lowercase();
+    // The TTL of what an alias leads to outside ages in our cache; CoreDNS asks each time.
+    if record.owner == format!("{}.", objects::OUTSIDE) {
+        record.ttl = record.ttl.max(OUTSIDE_TTL);
+    }
     if record.rtype == qtype::SOA
         && let Some((names, numbers)) = record.data.rsplit_once(' ')
     {
