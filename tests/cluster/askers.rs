@@ -127,7 +127,7 @@ fn a_zone_that_is_only_forwarded_forgets_exactly_what_the_api_server_tells_of() 
             };
             match known.iter().find(is_it) {
                 Some((_, kind, data)) => seen.reply().answer(&seen.qname, *kind, 3600, data).now(),
-                None => seen.reply().rcode(rcode::NXDOMAIN).soa(3600, 3600).now(),
+                None => seen.reply().rcode(rcode::NXDOMAIN).soa_of(".", 3600, 3600).now(),
             }
         }
     });

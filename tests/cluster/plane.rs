@@ -411,7 +411,11 @@ impl CoreDns {
                 crate::harness::http::over_tcp(([127, 0, 0, 1], ready).into(), "GET", "/ready", "")
             });
             match asked {
-                Some(reply) => reply.is_some_and(|reply| reply.status == 200),
+                // The plugin answers before the sockets are bound, the version is said after it.
+                Some(reply) => {
+                    reply.is_some_and(|reply| reply.status == 200)
+                        && process.log().contains("CoreDNS-")
+                }
                 None => std::net::TcpStream::connect(here).is_ok(),
             }
         });

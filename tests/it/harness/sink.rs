@@ -286,12 +286,17 @@ impl Reply {
 
     /// The same with an SOA of `example.org` in the authority section.
     pub fn soa(self, ttl: u32, minimum: u32) -> Self {
+        self.soa_of("example.org", ttl, minimum)
+    }
+
+    /// The same with an SOA of `zone`.
+    pub fn soa_of(self, zone: &str, ttl: u32, minimum: u32) -> Self {
         let mut rdata = name_to_wire("ns1.example.org");
         rdata.extend(name_to_wire("hostmaster.example.org"));
         for number in [1, 3600, 600, 86_400, minimum] {
             rdata.extend(u32::to_be_bytes(number));
         }
-        self.authority("example.org", qtype::SOA, ttl, &rdata)
+        self.authority(zone, qtype::SOA, ttl, &rdata)
     }
 
     /// The message in wire form.
