@@ -36,7 +36,9 @@ pub fn admit(
     origin: Origin,
 ) -> (Encoded, Lifetime) {
     if origin == Origin::Cluster {
-        return (encoded, Lifetime { fresh: UNCHANGED, stale: Duration::ZERO });
+        // Stored, it would be given by UDP too (RFC 8482).
+        let fresh = if encoded.qtype() == Qtype::ANY { Duration::ZERO } else { UNCHANGED };
+        return (encoded, Lifetime { fresh, stale: Duration::ZERO });
     }
     if origin == Origin::Local {
         let fresh = lifetime(&encoded, policy).map_or(Duration::ZERO, Ttl::as_duration);

@@ -78,7 +78,7 @@ impl Cluster {
         let snapshot = self.snapshot.load();
         self.pod(&snapshot, source).map_or_else(Asker::default, |pod| Asker {
             namespace: Some(pod.namespace.clone()),
-            has_plain_search: pod.has_plain_search,
+            has_plain_search: pod.has_plain_search && !pod.is_leaving,
         })
     }
 
@@ -107,8 +107,10 @@ impl Cluster {
         let pod = self.pod(&snapshot, source);
         let namespace = pod.map(|pod| &*pod.namespace);
         let is_first = || {
-            let plain = pod.filter(|pod| may_be_found && pod.has_plain_search);
-            plain.is_some_and(|pod| search::is_first(qname, &pod.namespace, &settings.domains))
+            let plain = |pod: &&PodAt| pod.has_plain_search && !pod.is_leaving;
+            let pod = pod.filter(|_| may_be_found).filter(plain);
+            pod.is_some_and(|pod| search::is_first(qname, &pod.namespace, &settings.domains))
+                && !self.is_below_service(&snapshot, qname)
         };
         settings.shows_all_of(qname, settings.sight(namespace)) && !is_first()
     }
@@ -136,9 +138,23 @@ impl Cluster {
         self.answer_within(query, self.settings.sight(asker.namespace.as_deref()))
     }
 
+    /// Tells whether a folded wire name stands below a Service that exists: an endpoint that is not ready
+    /// yet, say, and no name of the world outside.
+    fn is_below_service(&self, snapshot: &Snapshot, qname: &[u8]) -> bool {
+        match self.settings.within(qname).map(|(_, asked)| asked) {
+            Some(Asked::Endpoint { service, .. } | Asked::Port { service, .. }) => {
+                snapshot.service(service).is_some()
+            }
+            _ => false,
+        }
+    }
+
     /// The names that follow `qname` in the search list of `asker`, if that begins with it.
     pub fn search_on(&self, qname: &Name, asker: &Asker) -> Option<Vec<Name>> {
         let search = self.settings.search.as_ref().filter(|_| asker.has_plain_search)?;
+        if self.is_below_service(&self.snapshot.load(), qname.as_wire()) {
+            return None;
+        }
         search.rest(qname.as_wire(), asker.namespace.as_deref()?, &self.settings.domains)
     }
 }

@@ -311,6 +311,13 @@ impl<T: DeserializeOwned + Clone> Feed<T> {
         if self.backoff.failures() > 0 && self.told.as_ref() != Some(&text) {
             let resource = self.subject.resource;
             match trouble {
+                Trouble::Said { code: 401 | 403, .. } if resource == ApiResource::Pods => {
+                    tracing::error!(
+                        %resource, error = text, "the API server forbids it: without the verbs list and watch on \
+                        {resource} nobody is known who asks (search lists are not completed, tenancy shows what its line ? says), \
+                        and with verified pods cluster names are forwarded"
+                    )
+                }
                 Trouble::Said { code: 401 | 403, .. } => tracing::error!(
                     %resource, error = text, "the API server forbids it: the cluster role of nodens needs the \
                     verbs list and watch on {resource}; cluster names are forwarded, or stay as they were"

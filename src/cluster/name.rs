@@ -185,7 +185,9 @@ pub fn reversed(qname: &Name) -> Option<IpAddr> {
         bits |= u128::from_str_radix(nibble, 16).ok()?.checked_shl(4 * count)?;
         count += 1;
     }
-    (count == 32).then(|| Ipv6Addr::from(bits).into())
+    let address = IpAddr::from(Ipv6Addr::from(bits));
+    // A label with bytes that look like labels is none.
+    (count == 32 && Name::reverse_of(address) == *qname).then_some(address)
 }
 
 #[cfg(test)]
@@ -281,8 +283,10 @@ mod tests {
         ] {
             assert_eq!(reversed(&Name::from_text(name).expect("name")), None, "{name}");
         }
-        let long = format!("{}ip6.arpa", "1.".repeat(33));
-        assert_eq!(reversed(&Name::from_text(&long).expect("name")), None);
+        for end in ["1.ip6.arpa", r"x\003ip6\004arpa"] {
+            let text = format!("{}{end}", "1.".repeat(32));
+            assert_eq!(reversed(&Name::from_text(&text).expect("name")), None, "{text}");
+        }
     }
 
     #[test]

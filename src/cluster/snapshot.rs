@@ -96,10 +96,10 @@ impl Snapshot {
         self.pods.get(&address).map(|pods| &**pods).unwrap_or_default()
     }
 
-    /// The pod that an address certainly is of: no other has it, nor will have it soon.
+    /// The pod that an address is of: no other has it.
     pub fn pod(&self, address: IpAddr) -> Option<&PodAt> {
         match self.pods(address) {
-            [pod] => Some(pod).filter(|pod| !pod.is_host && !pod.is_leaving),
+            [pod] => Some(pod).filter(|pod| !pod.is_host),
             _ => None,
         }
     }

@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     key("cluster.dns_service", Kind::Text, "\"kube-system/kube-dns\"", "the cluster DNS, NAMESPACE/NAME: the zone's name server"),
     key("cluster.search", Kind::Switch, "false", "answer what a pod's search list finds further down at once, as a CNAME; needs to know the node's pods"),
     key("cluster.node_search", Kind::List, "the search line of resolv_conf, at start", "search domains that pods have from their node, behind the cluster's"),
-    key("cluster.tenancy", Kind::List, "[]", "which namespaces' names pods see besides their own: \"FROM: NAMESPACE NAMESPACE\" or \"FROM: *\"; FROM is a namespace, * (those without a line) or ? (who is no known pod; sees all unless told otherwise)"),
+    key("cluster.tenancy", Kind::List, "[]", "which namespaces' names pods see besides their own: \"FROM: NAMESPACE NAMESPACE\" or \"FROM: *\"; FROM is a namespace, * (those without a line; unless told otherwise they see no others) or ? (who is no known pod; sees all unless told otherwise)"),
     key("cluster.by_namespace", Kind::Switch, "false", "count queries by the asking pod's namespace (nodens_cluster_queries_total); needs to know the node's pods"),
     key("cluster.node", Kind::Text, "none", "this node's name: its pods are watched"),
     key("intercept.mode", Kind::Text, "\"takeover\" where addresses are written, else \"none\"", "takeover (queries to other addresses are brought to us by a table that dies with us; needs CAP_NET_ADMIN), bind (the addresses are this host's own while we run, and stay after a SIGKILL) or none"),

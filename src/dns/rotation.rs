@@ -38,6 +38,11 @@ impl Encoded {
         self
     }
 
+    /// Tells whether responses begin with another address each.
+    pub fn rotates(&self) -> bool {
+        self.rotation.count > 1
+    }
+
     /// Gives the response this extended error instead of its own.
     #[must_use]
     pub fn with_ede(mut self, ede: &Ede) -> Self {

@@ -165,7 +165,9 @@ pub(super) fn joined(
     whole.metadata.response_code = message.metadata.response_code;
     whole.add_answers(std::mem::take(&mut message.answers));
     whole.add_authorities(std::mem::take(&mut message.authorities));
-    Encoded::from_wire(&whole.to_vec().ok()?).ok()
+    let encoded = Encoded::from_wire(&whole.to_vec().ok()?).ok()?;
+    // Load is spread over the target's addresses under every name that leads to them.
+    Some(if response.entry.encoded().rotates() { encoded.with_rotation() } else { encoded })
 }
 
 /// The response as hickory's message, with its TTLs as they are now.

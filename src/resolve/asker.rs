@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::alias::{MAX_ALIASES, joined};
 use super::{Carrier, ResolveError, Resolver, Response, error};
@@ -21,6 +22,9 @@ use crate::dns::query::Query;
 use crate::dns::response::{Encoded, Section};
 use crate::dns::{Qclass, Qtype, Rcode};
 use crate::metrics::{Origin, ZoneId};
+
+/// How long a walk down a search list may take: as long as one exchange, and less than a stub resolver waits.
+const SEARCH_TIME: Duration = Duration::from_millis(4500);
 
 /// One asker, and what decides about it.
 #[derive(Clone, Copy)]
@@ -78,10 +82,14 @@ impl Resolver {
         let first = self.seen(query, carrier, to).await?;
         let is_searched = first.entry.encoded().rcode() == Rcode::NXDOMAIN
             && query.qclass == Qclass::IN
-            && query.qtype != Qtype::ANY;
+            && query.qtype != Qtype::ANY
+            // An alias exists, whatever its target is.
+            && first.entry.encoded().answer_types().next().is_none();
         let rest = is_searched.then(|| cluster.search_on(&query.qname, &asker)).flatten();
         let found = match rest {
-            Some(rest) => self.search(query, rest, to).await,
+            Some(rest) => {
+                tokio::time::timeout(SEARCH_TIME, self.search(query, rest, to)).await.ok().flatten()
+            }
             None => None,
         };
         Ok(found.unwrap_or(first))
@@ -132,6 +140,10 @@ impl Resolver {
             return self.resolve(query, carrier).await;
         }
         if to.cluster.shows_all_of(&query.qname, to.asker) {
+            // By UDP an ANY is answered with addresses, and would follow the alias for everybody.
+            let of_addresses = Query { qtype: Qtype::A, ..query.clone() };
+            let is_any = query.qtype == Qtype::ANY && self.own_alias(&of_addresses).is_some();
+            let carrier = if is_any { Carrier::Stream } else { carrier };
             return match self.own_alias(query) {
                 Some(alias) => self.seen_behind(query, alias, to).await,
                 None => self.resolve(query, carrier).await,

@@ -30,6 +30,17 @@ metadata: {name: through, namespace: shop}
 spec: {type: ExternalName, externalName: card.pay.svc.cluster.local}
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: pay}
+spec: {clusterIP: None}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: pay, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: [192.0.2.31]}, {addresses: [192.0.2.32]}, {addresses: [192.0.2.33]}]
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: host, namespace: shop}
 spec: {hostNetwork: true}
@@ -66,7 +77,7 @@ fn start(keys: &str) -> (Place, Daemon, Sink) {
                 let name = name_to_wire("x.card.pay.svc.cluster.local");
                 reply.answer(&seen.qname, qtype::PTR, 60, &name).now()
             }
-            _ => reply.rcode(rcode::NXDOMAIN).soa(60, 60).now(),
+            _ => reply.rcode(rcode::NXDOMAIN).soa_of(&seen.qname, 60, 60).now(),
         }
     });
     let folder = place.path("manifests");
@@ -116,16 +127,24 @@ fn a_name_that_only_the_end_of_the_search_list_has_is_answered_to_the_first_quer
     let web = from(&daemon, SHOP, "web.shop.shop.svc.cluster.local", qtype::A);
     assert_eq!(web.data(qtype::CNAME), ["web.shop.svc.cluster.local."]);
     assert_eq!(web.data(qtype::A), ["198.18.0.1"]);
+    // Load is spread as under the Service's own name.
+    let first = |_| {
+        let answer =
+            from(&daemon, SHOP, "db.pay.svc.cluster.local.shop.svc.cluster.local", qtype::A);
+        answer.data(qtype::A).first().map(ToString::to_string)
+    };
+    let firsts: std::collections::BTreeSet<_> = (0..40).map(first).collect();
+    assert_eq!(firsts.len(), 3, "{firsts:?}");
     let by_tcp = tcp_from(&daemon, SHOP, FIRST);
     assert_eq!(by_tcp.data(qtype::A), ["192.0.2.9"]);
-    assert_eq!(daemon.metric("nodens_cluster_search_answers_total", ""), 6.0);
+    assert_eq!(daemon.metric("nodens_cluster_search_answers_total", ""), 46.0);
     // A hit and a miss each count.
     for _ in 0..4 {
         from(&daemon, PAY, "www.example.org", qtype::A);
     }
     from(&daemon, HOST, "www.example.org", qtype::A);
     let count = |label: &str| daemon.metric("nodens_cluster_queries_total", label);
-    assert_eq!(count("namespace=\"shop\""), 6.0);
+    assert_eq!(count("namespace=\"shop\""), 46.0);
     assert_eq!(count("namespace=\"pay\""), 4.0);
     assert!(count("namespace=\"\"") >= 1.0, "the pod on the host network, and the start's probe");
 }
@@ -232,6 +251,9 @@ fn a_pod_sees_the_names_that_it_may_and_a_cached_answer_of_another_is_not_served
     assert_eq!(through.rcode(), rcode::NXDOMAIN, "behind an alias too");
     assert_eq!(through.data(qtype::CNAME), ["card.pay.svc.cluster.local."]);
     assert!(through.data(qtype::A).is_empty());
+    let any = from(&daemon, SHOP, "through.shop.svc.cluster.local", qtype::ANY);
+    assert_eq!(any.data(qtype::CNAME), ["card.pay.svc.cluster.local."]);
+    assert!(any.data(qtype::A).is_empty(), "ANY by UDP asks for addresses");
     let through = from(&daemon, PAY, "through.shop.svc.cluster.local", qtype::A);
     assert_eq!(through.data(qtype::A), ["198.18.0.2"]);
     // A search list finds nothing that is hidden.

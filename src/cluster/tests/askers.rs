@@ -93,6 +93,19 @@ fn a_search_list_is_followed_for_pods_of_certain_address_with_a_plain_list_only(
 }
 
 #[test]
+fn below_a_service_that_exists_nothing_is_searched_for() {
+    let cluster = minding(None, tenants());
+    for (first, found) in [
+        ("db-7.db.shop.svc.cluster.example", None),
+        ("_http._tcp.portless.shop.svc.cluster.example", None),
+        ("db-7.absent.shop.svc.cluster.example", Some(3)),
+        ("example.org.shop.svc.cluster.example", Some(3)),
+    ] {
+        assert_eq!(search(&cluster, first, "192.0.2.1"), found, "{first}");
+    }
+}
+
+#[test]
 fn nobody_is_known_before_the_pods_have_been_listed() {
     let search = Some(Search { node: Vec::new() });
     let cluster = Cluster::new(Settings { search, ..settings(PodNames::Disabled) });
@@ -173,6 +186,7 @@ fn names_of_namespaces_that_are_not_shown_do_not_exist_whatever_the_type() {
         ("web.shop.svc", a, shop, "198.18.0.1"),
         ("web.shop.svc", a, pay, "198.18.0.1"),
         ("web.shop.svc", a, nobody, "NXDOMAIN"),
+        ("web.shop.svc", a, "192.0.2.6", "198.18.0.1"), // a pod that is leaving still is one
         ("empty.svc", a, shop, "NODATA"),
         ("empty.svc", a, nobody, "NXDOMAIN"),
         ("svc", a, nobody, "NODATA"),
