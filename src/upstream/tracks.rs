@@ -67,7 +67,7 @@ impl Tracks {
                     tracing::info!("conntrack entries of our own queries are deleted behind them");
                 }
             }
-            Err(error) => self.refuse(&error),
+            Err(error) => self.learn(&error),
         }
     }
 
@@ -76,9 +76,10 @@ impl Tracks {
         self.kernel.get().filter(|_| !self.refused.load(Ordering::Relaxed))
     }
 
-    /// Gives up, and says why, once.
-    fn refuse(&self, error: &NetlinkError) {
-        if !self.refused.swap(true, Ordering::Relaxed) {
+    /// Gives up where it is of no use to try again, and says why, once. No descriptor, no memory: it passes.
+    fn learn(&self, error: &NetlinkError) {
+        let is_final = error.is_permission() || error.is_unsupported();
+        if is_final && !self.refused.swap(true, Ordering::Relaxed) {
             tracing::info!(%error, "conntrack entries of our own queries stay until they expire");
         }
     }
@@ -136,7 +137,7 @@ impl Trail {
             _ => kernel.conntrack.forget(&flow).map(|()| true),
         };
         result.unwrap_or_else(|error| {
-            tracks.refuse(&error);
+            tracks.learn(&error);
             false
         })
     }
