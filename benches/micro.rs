@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use nodens::cache::Cache;
 use nodens::cache::Source;
-use nodens::cache::key::KeyBuffer;
+use nodens::cache::key::{KeyBuffer, Lookup};
 use nodens::config;
 use nodens::dns::name::Name;
 use nodens::dns::query::{Query, QueryView};

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nodens::cache::key::KeyBuffer;
+use nodens::cache::key::{KeyBuffer, Lookup};
 use nodens::cache::{Cache, Source};
 use nodens::clock;
 use nodens::cluster::object::{Object, Pod};
@@ -119,9 +119,7 @@ fn fill(front: &Front, count: u32) -> Vec<Query> {
         cache.store(&key, encoded, source, clock::now());
         asked
     });
-    let names = names.collect();
-    cache.maintain(clock::now());
-    names
+    names.collect()
 }
 
 #[test]

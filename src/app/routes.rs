@@ -163,7 +163,7 @@ pub fn forget_changed(cache: &crate::cache::Cache, old: &Routes, new: &Routes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::key::KeyBuffer;
+    use crate::cache::key::{KeyBuffer, Lookup};
     use crate::cache::{Cache, Source};
     use crate::dns::build::{self, LocalRecord};
     use crate::dns::query::Query;

@@ -27,13 +27,32 @@ pub fn hash_name(qname: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// What a table looks keys up by.
+/// What a table looks keys up by: the two forms of a key.
 pub trait Lookup {
     /// The key's bytes.
     fn as_slice(&self) -> &[u8];
 
-    /// The hash that was taken of them.
-    fn hash_value(&self) -> u64;
+    /// The keyed hash of [`Lookup::qname`].
+    fn name_hash(&self) -> u64;
+
+    /// The owned form.
+    fn to_key(&self) -> Key;
+
+    /// The folded qname in wire form.
+    fn qname(&self) -> &[u8] {
+        let bytes = self.as_slice();
+        &bytes[..bytes.len() - TAIL]
+    }
+
+    /// The name's hash, spread by what else is asked: one odd factor, so that no two types of one
+    /// name share the lower 16 bits, which choose the place in a table.
+    fn hash_value(&self) -> u64 {
+        let bytes = self.as_slice();
+        let tail = bytes.len() - TAIL;
+        let qtype = wire::u16_at(bytes, tail).unwrap_or_default();
+        let rest = bytes[tail + 2..].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) << 16;
+        self.name_hash() ^ (rest | u64::from(qtype)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 impl Hash for dyn Lookup + '_ {
@@ -76,15 +95,10 @@ impl Hasher for Carried {
 #[derive(Clone, Debug)]
 pub struct Key {
     bytes: Arc<[u8]>,
-    hash: u64,
+    name_hash: u64,
 }
 
 impl Key {
-    /// The folded qname in wire form.
-    pub fn qname(&self) -> &[u8] {
-        &self.bytes[..self.bytes.len() - TAIL]
-    }
-
     /// Tells whether a failure is remembered under it.
     pub fn is_failure(&self) -> bool {
         self.bytes.last().is_some_and(|flags| flags & FAILURE != 0)
@@ -101,14 +115,18 @@ impl Lookup for Key {
         &self.bytes
     }
 
-    fn hash_value(&self) -> u64 {
-        self.hash
+    fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
+    fn to_key(&self) -> Key {
+        self.clone()
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u64(self.hash_value());
     }
 }
 
@@ -166,21 +184,6 @@ impl KeyBuffer {
         other.bytes[other.len - 1] |= FAILURE;
         other
     }
-
-    /// The folded qname in wire form.
-    pub fn qname(&self) -> &[u8] {
-        &self.bytes[..self.len - TAIL]
-    }
-
-    /// The keyed hash of [`KeyBuffer::qname`].
-    pub fn name_hash(&self) -> u64 {
-        self.name_hash
-    }
-
-    /// The owned form.
-    pub fn to_key(&self) -> Key {
-        Key { bytes: self.as_slice().into(), hash: self.hash_value() }
-    }
 }
 
 impl Lookup for KeyBuffer {
@@ -188,14 +191,12 @@ impl Lookup for KeyBuffer {
         &self.bytes[..self.len]
     }
 
-    /// The name's hash, spread by what else is asked: one odd factor, so that no two types of one
-    /// name share the lower 16 bits, which choose the place in a table.
-    fn hash_value(&self) -> u64 {
-        let tail = self.len - TAIL;
-        let qtype = wire::u16_at(&self.bytes, tail).unwrap_or_default();
-        let rest = &self.bytes[tail + 2..self.len];
-        let tail = rest.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) << 16;
-        self.name_hash ^ (tail | u64::from(qtype)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
+    fn to_key(&self) -> Key {
+        Key { bytes: self.as_slice().into(), name_hash: self.name_hash }
     }
 }
 

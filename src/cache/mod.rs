@@ -1,29 +1,28 @@
 //! Keeps responses: one store, one byte budget, one law of lifetimes.
 //!
 //! What owns what: [`key`] names a response, [`entry`] is one with its times, [`policy`] is the law
-//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once, `index`
-//! is where a hit finds its entry.
+//! (how long, how stale), [`epoch`] makes a changed name's old answers unservable at once, `store`
+//! is where they lie and decides what has to go.
 //! It refuses to ask anybody: a miss is a miss, `resolve` decides what follows.
 //!
-//! Freshness is decided by the caller's `now`; moka weighs, admits and evicts.
+//! Freshness is decided by the caller's `now`.
 
 pub mod entry;
 pub mod epoch;
-mod index;
 pub mod key;
 pub mod policy;
+mod store;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use moka::sync::Cache as Store;
 
 use self::entry::{Entry, State};
 use self::epoch::{Epoch, Epochs};
-use self::index::Index;
-use self::key::{ByCarried, Key, KeyBuffer};
+use self::key::{Key, KeyBuffer, Lookup};
 use self::policy::Lifetime;
+use self::store::Store;
 use crate::config::{self, TtlBounds};
 use crate::dns::name::{Name, suffixes};
 use crate::dns::response::Encoded;
@@ -39,19 +38,12 @@ pub enum Found {
     Absent,
 }
 
-/// How often [`Cache::maintain`] tells the store what has been read.
-const TOUCH_EVERY: Duration = Duration::from_secs(1);
-
 /// The response cache of a process.
 pub struct Cache {
-    /// Where entries are found; holds what `store` holds.
-    index: Arc<Index>,
-    /// Decides what stays.
-    store: Store<Key, Arc<Entry>, ByCarried>,
+    store: Store,
     policy: ArcSwap<config::Cache>,
     epochs: Epochs,
     metrics: CacheMetrics,
-    touched_at: Mutex<Instant>,
 }
 
 /// A response to be stored, with the TTL bounds of its zone where it has some.
@@ -79,21 +71,8 @@ pub struct Source {
 impl Cache {
     /// An empty cache under `policy`, whose `size` is its byte budget from now on.
     pub fn new(policy: config::Cache, metrics: CacheMetrics) -> Self {
-        let index = Arc::new(Index::default());
-        let (evictions, of_store) = (metrics.evictions.clone(), Arc::clone(&index));
-        let store = Store::builder()
-            .max_capacity(policy.size)
-            .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
-            .eviction_listener(move |key: Arc<Key>, entry, cause| {
-                of_store.remove(&key, &entry);
-                if cause == moka::notification::RemovalCause::Size {
-                    evictions.inc();
-                }
-            })
-            .build_with_hasher(ByCarried::default());
-        let (policy, epochs) = (ArcSwap::from_pointee(policy), Epochs::default());
-        let touched_at = Mutex::new(crate::clock::now());
-        Self { index, store, policy, epochs, metrics, touched_at }
+        let store = Store::new(policy.size, metrics.clone());
+        Self { store, policy: ArcSwap::from_pointee(policy), epochs: Epochs::default(), metrics }
     }
 
     /// Takes over another policy; a changed `size` needs a new process and is left as it was.
@@ -105,16 +84,14 @@ impl Cache {
     ///
     /// Allocates nothing.
     pub fn fresh(&self, key: &KeyBuffer, now: Instant) -> Option<Arc<Entry>> {
-        let entry = self.index.find(key)?;
-        entry.touch();
+        let entry = self.store.find(key)?;
         let servable = entry.state(now) == State::Fresh && self.epochs.is_current(&entry);
         servable.then_some(entry)
     }
 
     /// The entry under `key`, with how it stands at `now`.
     pub fn lookup(&self, key: &KeyBuffer, now: Instant) -> Found {
-        let Some(entry) = self.index.find(key) else { return Found::Absent };
-        entry.touch();
+        let Some(entry) = self.store.find(key) else { return Found::Absent };
         if !self.epochs.is_current(&entry) {
             return Found::Absent;
         }
@@ -136,7 +113,7 @@ impl Cache {
     }
 
     /// The epoch of a key's name; read it before work on a response begins.
-    pub fn epoch_of(&self, key: &KeyBuffer) -> Epoch {
+    pub fn epoch_of(&self, key: &impl Lookup) -> Epoch {
         self.epochs.at(key.qname(), key.name_hash())
     }
 
@@ -147,7 +124,7 @@ impl Cache {
     /// `source.epoch` was read is not stored.
     pub fn store(
         &self,
-        key: &KeyBuffer,
+        key: &impl Lookup,
         offer: impl Into<Offer>,
         source: Source,
         now: Instant,
@@ -158,7 +135,7 @@ impl Cache {
         let entry = Arc::new(Entry::new(encoded, lifetime, source, now));
         let current = self.epochs.is_current(&entry);
         if lifetime != Lifetime::NONE && current && policy.size > 0 {
-            self.insert(key.to_key(), &entry);
+            self.insert(key, &entry);
         }
         entry
     }
@@ -168,14 +145,9 @@ impl Cache {
         Arc::new(Entry::new(encoded, Lifetime::NONE, source, now))
     }
 
-    /// Puts an entry into index and store.
-    fn insert(&self, key: Key, entry: &Arc<Entry>) {
-        // The store lets in what is asked for more often than what would have to go, and counts only its own
-        // reads: a full one would turn every new name away, however often it was missed.
-        drop(self.store.get(&key));
-        // First the index: the store may turn the entry away at once, and takes it out again then.
-        self.index.insert(key.clone(), Arc::clone(entry));
-        self.store.insert(key.clone(), Arc::clone(entry));
+    /// Puts an entry into the store.
+    fn insert(&self, key: &impl Lookup, entry: &Arc<Entry>) {
+        self.store.insert(key.to_key(), Arc::clone(entry));
         // A flush that began meanwhile may have looked for its names before this one was here.
         if self.epochs.is_overtaken(entry.epoch()) {
             self.epochs.bump(key.qname());
@@ -193,7 +165,7 @@ impl Cache {
         let lifetime = Lifetime { fresh: policy.failure_ttl, stale: Duration::ZERO };
         let entry = Arc::new(Entry::new(failure, lifetime, source, now));
         self.metrics.failures_cached.inc();
-        self.insert(key.for_failure().to_key(), &entry);
+        self.insert(&key.for_failure(), &entry);
     }
 
     /// The remembered failure of `key`, if it still holds.
@@ -216,39 +188,31 @@ impl Cache {
         self.metrics.flushes.inc();
         self.epochs.begin_flush();
         let within = |key: &Key| suffixes(key.qname()).any(|suffix| suffix == name.as_wire());
-        let doomed = self.index.keys(within);
+        let doomed = self.store.keys(within);
         for key in &doomed {
             self.epochs.bump(key.qname());
-            self.store.invalidate(key);
+            self.store.remove(key);
         }
         doomed.len()
     }
 
     /// Removes every remembered failure: other upstreams may do better.
     pub fn forget_failures(&self) {
-        for key in self.index.keys(Key::is_failure) {
-            self.store.invalidate(&key);
+        for key in self.store.keys(Key::is_failure) {
+            self.store.remove(&key);
         }
     }
 
-    /// Applies pending inserts and evictions, tells the store what was read, refreshes the gauges.
-    ///
-    /// Called from the resolver runtime, so that no hit pays for any of it.
-    pub fn maintain(&self, now: Instant) {
-        let mut touched_at = self.touched_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_duration_since(*touched_at) >= TOUCH_EVERY {
-            *touched_at = now;
-            self.index.touched(|key| drop(self.store.get(key)));
-        }
-        drop(touched_at);
-        self.store.run_pending_tasks();
-        self.metrics.entries.set(i64::try_from(self.store.entry_count()).unwrap_or(i64::MAX));
-        self.metrics.bytes.set(i64::try_from(self.store.weighted_size()).unwrap_or(i64::MAX));
+    /// Refreshes the gauges.
+    pub fn measure(&self) {
+        let (entries, bytes) = self.fill();
+        self.metrics.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.metrics.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Entries and bytes as of the last [`Cache::maintain`].
+    /// Entries and bytes at this moment.
     pub fn fill(&self) -> (u64, u64) {
-        (self.store.entry_count(), self.store.weighted_size())
+        self.store.fill()
     }
 
     /// The counters that belong to the cache.
@@ -312,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn index_and_store_hold_the_same_entries_after_a_fight_over_the_same_keys() {
+    fn the_budget_holds_after_a_fight_over_the_same_keys() {
         let cache = Cache::new(policy(1 << 20), Metrics::new().cache.clone());
         std::thread::scope(|scope| {
             (0..4).for_each(|thread| {
@@ -322,22 +286,16 @@ mod tests {
                 }))
             });
         });
-        (0..10).for_each(|_| cache.store.run_pending_tasks());
-        let keys = cache.index.keys(|_| true);
-        for key in &keys {
-            let (found, held) = (cache.index.find(key), cache.store.get(key));
-            assert!(found.zip(held).is_some_and(|(found, held)| Arc::ptr_eq(&found, &held)));
-        }
-        assert!(keys.len() as u64 <= cache.store.entry_count() && keys.len() > 100);
-        let weight: u64 =
-            keys.iter().filter_map(|key| Some(u64::from(cache.index.find(key)?.weight(key)))).sum();
-        assert!(weight <= 1 << 20, "{weight} bytes");
+        let keys = cache.store.keys(|_| true);
+        let (entries, bytes) = cache.fill();
+        assert_eq!(keys.len() as u64, entries);
+        assert!(entries > 100 && bytes <= 1 << 20, "{entries} entries, {bytes} bytes");
     }
+
     #[test]
     fn names_in_demand_survive_a_flood_of_others_although_they_are_stale() {
         let cache = Cache::new(policy(256 << 10), Metrics::new().cache.clone());
         let start = crate::clock::now();
-        // The store begins to count when it is half full.
         (0..120).for_each(|number| put(&cache, number, start));
         let is_there = |number, now| matches!(cache.lookup(&key(number), now), Found::Stale(_));
         let late = start + Duration::from_secs(400);
@@ -349,15 +307,21 @@ mod tests {
             let now = late + Duration::from_secs(second as u64);
             let hot = count(0..20, now);
             assert!(hot >= 15, "{hot} of 20 are left after {second} s");
-            cache.maintain(now);
             for _ in 0..if second < 10 { 0 } else { 2 } {
                 (0..200).for_each(|number| put(&cache, 1000 + 200 * second + number, now));
-                cache.maintain(now);
             }
         }
         let fill = cache.fill().1;
         assert!((100 << 10..=256 << 10).contains(&fill), "{fill} bytes");
-        let cold = count(20..120, late + Duration::from_secs(20));
-        assert!(cold <= 30, "{cold} of 100 cold ones are left");
+        // Those in whose place others come to be in demand go first.
+        let now = late + Duration::from_secs(20);
+        for number in 9000..9100 {
+            put(&cache, number, now);
+            (0..2).for_each(|_| drop(cache.fresh(&key(number), now)));
+        }
+        let new = (9000..9100).filter(|n| cache.fresh(&key(*n), now).is_some()).count();
+        let (hot, cold) = (count(0..20, now), count(20..120, now));
+        assert!(new >= 80 && cold <= 40, "{new} of 100 new ones, {cold} of 100 cold ones");
+        assert!(hot >= 15, "{hot} of 20");
     }
 }

@@ -11,6 +11,9 @@ use super::response::{Malformed, Mark, Section};
 use super::wire::{self, RecordAt, flag};
 use super::{HEADER_LEN, MAX_NAME_LEN, Qclass, Qtype};
 
+/// The shortest record there is: the root's, without data.
+const RECORD_LEN: usize = 11;
+
 /// What one pass over a response finds.
 pub(super) struct Walk {
     /// The first byte behind the question.
@@ -41,7 +44,11 @@ impl Walk {
         if question_end > message.len() {
             return Err(Malformed::Question);
         }
-        let mut walk = Self { question_end, marks: Vec::new(), opt: None };
+        // Room for all but the OPT record that nearly every response ends with, so that it is never more than
+        // is needed; a count that promises more than the message holds gets no room for it.
+        let room = number(6) + number(8) + number(10).saturating_sub(1);
+        let marks = Vec::with_capacity(room.min(message.len() / RECORD_LEN));
+        let mut walk = Self { question_end, marks, opt: None };
         let mut at = question_end;
         for (section, count) in [
             (Section::Answer, number(6)),

@@ -11,7 +11,7 @@ use super::alias::{MAX_ALIASES, joined};
 use super::{Carrier, ResolveError, Resolver, Response, error};
 use crate::cache::Source;
 use crate::cache::entry::Entry;
-use crate::cache::key::KeyBuffer;
+use crate::cache::key::{KeyBuffer, Lookup};
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::cluster::asker::Asker;

@@ -9,7 +9,7 @@ use super::inflight::{Lead, Outcome, Role};
 use super::route::ForwardZone;
 use super::{ResolveError, Resolver, Response, dns64, rewrite};
 use crate::cache::entry::Entry;
-use crate::cache::key::KeyBuffer;
+use crate::cache::key::{Key, KeyBuffer};
 use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::dns::build;
@@ -140,7 +140,7 @@ impl Resolver {
         // An exchange may have ended between our lookup and now.
         let outcome = match self.cache.fresh(key, clock::now()) {
             Some(entry) => Ok(entry),
-            None => self.exchange(query, key, zone).await,
+            None => self.exchange(query, (key, lead.key()), zone).await,
         };
         lead.finish(&outcome);
         outcome
@@ -150,15 +150,17 @@ impl Resolver {
     pub(super) async fn renew(self: &Arc<Self>, query: &Query, zone: &ForwardZone) {
         let key = KeyBuffer::from_query(query);
         if let Role::Lead(lead) = self.in_flight.join(&key) {
-            lead.finish(&self.exchange(query, &key, zone).await);
+            let outcome = self.exchange(query, (&key, lead.key()), zone).await;
+            lead.finish(&outcome);
         }
     }
 
-    /// One exchange, remembered: an answer as the law says, a failure for a moment.
+    /// One exchange, remembered: an answer as the law says, a failure for a moment. The key comes in both forms:
+    /// one to look up with, one to keep.
     async fn exchange(
         self: &Arc<Self>,
         query: &Query,
-        key: &KeyBuffer,
+        (key, kept): (&KeyBuffer, &Key),
         zone: &ForwardZone,
     ) -> Outcome {
         let epoch = self.cache.epoch_of(key);
@@ -170,7 +172,7 @@ impl Resolver {
         match self.receive(query, key, zone).await {
             Ok(encoded) if may_store => {
                 let offer = zone.rewrite.offer(encoded);
-                Ok(self.cache.store(key, offer, source, clock::now()))
+                Ok(self.cache.store(kept, offer, source, clock::now()))
             }
             Ok(encoded) => Ok(Cache::once(encoded, source, clock::now())),
             Err(error) => {

@@ -73,6 +73,11 @@ impl InFlight {
 }
 
 impl Lead {
+    /// What is asked for.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Hands the outcome to all who wait.
     pub fn finish(mut self, outcome: &Outcome) {
         if let Some(teller) = self.leave() {

@@ -1,6 +1,7 @@
 //! What is kept, for how long, who shares it, and what is dropped.
 
 use super::*;
+use crate::cache::key::Lookup;
 
 #[tokio::test]
 async fn a_second_query_within_the_ttl_sends_nothing_upstream() {
@@ -146,7 +147,6 @@ async fn the_byte_budget_holds_under_a_flood_of_unique_names() {
         let (_, bytes) = cache.fill();
         assert!(bytes <= budget, "{bytes} after {index}");
     }
-    cache.maintain(clock::now());
     let (entries, bytes) = cache.fill();
     assert!(bytes <= budget && entries > 100, "{entries} entries, {bytes} bytes");
 }
