@@ -44,7 +44,8 @@ struct Running<'a> {
     style: Style,
     /// Its silence was reported to the upstream's health.
     reported: bool,
-    outcome: Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>,
+    /// `None` for the first attempt, mostly the only one: it needs no allocation, [`run`] holds it.
+    outcome: Option<Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>>,
 }
 
 /// One upstream that may be asked in this exchange.
@@ -93,13 +94,10 @@ pub async fn run(group: &Group, query: &Query, limit: Duration) -> Result<Receiv
     // Before the members are read, so that no change falls between.
     let mut moved = group.moved();
     let mut exchange = Exchange::new(group, query, limit)?;
-    match exchange.candidates.is_empty() {
-        true => exchange.wait_for_upstreams(),
-        false => exchange.ask(0),
-    }
+    let mut first = std::pin::pin!(exchange.begin().map(Attempt::run));
     let mut timer = std::pin::pin!(tokio::time::sleep_until(exchange.next_timer().into()));
     loop {
-        match exchange.next_event(timer.as_mut(), &mut moved).await {
+        match exchange.next_event(first.as_mut(), timer.as_mut(), &mut moved).await {
             Event::Outcome(index, outcome) => {
                 if let Some(result) = exchange.settle(index, outcome) {
                     return result;
@@ -111,6 +109,10 @@ pub async fn run(group: &Group, query: &Query, limit: Duration) -> Result<Receiv
                 exchange.follow_members();
             }
             Event::Over => return Err(exchange.give_up()),
+        }
+        if exchange.running.iter().all(|running| running.outcome.is_some()) {
+            // Its socket is closed now, as those of the others are.
+            first.set(None);
         }
         timer.as_mut().reset(exchange.next_timer().into());
     }
@@ -152,20 +154,34 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// Starts an attempt.
-    fn ask(&mut self, index: usize) {
+    /// The first attempt; `None` where there is nobody to ask yet.
+    fn begin(&mut self) -> Option<Attempt<'a>> {
+        if self.candidates.is_empty() {
+            self.wait_for_upstreams();
+            return None;
+        }
+        Some(self.attempt(0))
+    }
+
+    /// An attempt at a candidate, noted as running.
+    fn attempt(&mut self, index: usize) -> Attempt<'a> {
         let candidate = &mut self.candidates[index];
         candidate.asked += 1;
         let attempt = Attempt::new(Arc::clone(&candidate.peer), self.query, self.group.terms);
         let (floor, ceiling) = self.group.retransmit;
         self.wait = candidate.peer.patience(floor.max(MIN_WAIT), ceiling);
         self.again_at = attempt.started + self.wait;
-        self.running.push(Running {
-            candidate: index,
-            style: attempt.style,
-            reported: false,
-            outcome: Box::pin(attempt.run()),
-        });
+        let (style, reported) = (attempt.style, false);
+        self.running.push(Running { candidate: index, style, reported, outcome: None });
+        attempt
+    }
+
+    /// Starts an attempt after the first.
+    fn ask(&mut self, index: usize) {
+        let attempt = self.attempt(index);
+        if let Some(running) = self.running.last_mut() {
+            running.outcome = Some(Box::pin(attempt.run()));
+        }
     }
 
     /// When the timer rings next.
@@ -174,9 +190,14 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits for whatever comes first.
-    async fn next_event(&mut self, mut timer: Pin<&mut Sleep>, moved: &mut Moved<'_>) -> Event {
+    async fn next_event(
+        &mut self,
+        mut first: Pin<&mut Option<impl Future<Output = Outcome>>>,
+        mut timer: Pin<&mut Sleep>,
+        moved: &mut Moved<'_>,
+    ) -> Event {
         poll_fn(|context| {
-            if let Poll::Ready((index, outcome)) = self.poll_attempts(context) {
+            if let Poll::Ready((index, outcome)) = self.poll_attempts(first.as_mut(), context) {
                 return Poll::Ready(Event::Outcome(index, outcome));
             }
             if moved.poll(context).is_ready() {
@@ -189,10 +210,19 @@ impl<'a> Exchange<'a> {
         .await
     }
 
-    /// The first attempt that has ended, taken out.
-    fn poll_attempts(&mut self, context: &mut Context<'_>) -> Poll<(usize, Outcome)> {
+    /// Whichever attempt has ended, taken out.
+    fn poll_attempts(
+        &mut self,
+        mut first: Pin<&mut Option<impl Future<Output = Outcome>>>,
+        context: &mut Context<'_>,
+    ) -> Poll<(usize, Outcome)> {
         for index in 0..self.running.len() {
-            if let Poll::Ready(outcome) = self.running[index].outcome.as_mut().poll(context) {
+            let polled = match (&mut self.running[index].outcome, first.as_mut().as_pin_mut()) {
+                (Some(outcome), _) => outcome.as_mut().poll(context),
+                (None, Some(first)) => first.poll(context),
+                (None, None) => Poll::Pending,
+            };
+            if let Poll::Ready(outcome) = polled {
                 let candidate = self.running.swap_remove(index).candidate;
                 return Poll::Ready((candidate, outcome));
             }
