@@ -43,16 +43,19 @@ impl Conntrack {
         self.0.send(&deletion(flow, 0, UNASKED))
     }
 
-    /// Deletes the flow's entry; tells whether there was one. One thread at a time.
+    /// Deletes the flow's entry; tells whether there was one, and how many of those forgotten since the last
+    /// call were not deleted. One thread at a time.
     ///
     /// # Errors
     /// `Refused` without CAP_NET_ADMIN, or where the kernel has no such interface.
-    pub fn remove(&self, flow: &Flow) -> Result<bool, NetlinkError> {
+    pub fn remove(&self, flow: &Flow) -> Result<(bool, u64), NetlinkError> {
         let answers = self.0.exchange(&deletion(flow, ACK, ASKED))?;
+        // Of what nobody asked about it tells failures alone.
+        let failed = answers.iter().filter(|answer| answer.sequence == UNASKED).count() as u64;
         let answer = answers.iter().find(|answer| answer.sequence == ASKED);
         match answer.map(|answer| answer.refusal("delete a conntrack entry")) {
-            Some(None) => Ok(true),
-            Some(Some(error)) if error.is_missing() => Ok(false),
+            Some(None) => Ok((true, failed)),
+            Some(Some(error)) if error.is_missing() => Ok((false, failed)),
             Some(Some(error)) => Err(error),
             None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         }

@@ -123,7 +123,7 @@ impl<'a> Attempt<'a> {
 
     /// Sends one query from a port of `class` and waits for what answers it.
     async fn by_udp(&self, class: PortClass, style: Style) -> Step {
-        let kept = match self.socket(class) {
+        let mut kept = match self.socket(class) {
             Ok(kept) => kept,
             Err(NoSocket::Exhausted) => return Step::NoPort,
             Err(NoSocket::Shortage) => return Step::Done(Outcome::Overloaded),
@@ -148,8 +148,9 @@ impl<'a> Attempt<'a> {
                     self.peer.on_wrong_case(clock::now());
                 }
                 verdict => {
-                    self.put_back(kept, class);
-                    return self.settle(verdict, style);
+                    let now = clock::now();
+                    self.put_back(kept, class, now);
+                    return self.settle(verdict, style, now);
                 }
             }
         }
@@ -159,44 +160,54 @@ impl<'a> Attempt<'a> {
 
     /// A socket as the policy says.
     fn socket(&self, class: PortClass) -> Result<Kept, NoSocket> {
-        let towards = self.peer.towards.as_ref().ok_or(NoSocket::Exhausted)?;
+        let Peer { towards, pool, metrics, .. } = &*self.peer;
+        let towards = towards.as_ref().ok_or(NoSocket::Exhausted)?;
         let rest = match self.terms.ports {
-            PortPolicy::PerQuery => {
-                let spare = self.peer.pool.take_spare();
-                match spare.map(|spare| spare.renew(towards, class, REST)) {
-                    Some(Ok(tuple)) => return Ok(Kept::new(tuple, self.started)),
-                    Some(Err(NoSocket::Exhausted)) => return Err(NoSocket::Exhausted),
-                    Some(Err(_)) | None => REST,
-                }
-            }
+            PortPolicy::PerQuery => REST,
             PortPolicy::Pooled => {
-                if let Some(kept) = self.peer.pool.take(class, clock::now()) {
-                    self.peer.metrics.reused.inc();
+                if let Some(kept) = pool.take(class, self.started) {
+                    metrics.reused.inc();
                     return Ok(kept);
                 }
-                self.peer.metrics.opened.inc();
+                metrics.opened.inc();
                 POOLED_REST
             }
         };
-        let tuple = Tuple::new(towards.socket(class, rest)?)?;
-        Ok(Kept::new(tuple, self.started))
+        if let Some(spare) = pool.take_spare() {
+            match spare.renew(towards, class, rest) {
+                Ok(tuple) => return Ok(Kept::new(tuple, self.started)),
+                Err(NoSocket::Exhausted) => return Err(NoSocket::Exhausted),
+                Err(_) => {}
+            }
+        }
+        let socket = match towards.socket(class, rest) {
+            Err(NoSocket::Shortage) => {
+                // What idles is given up before anybody goes without an answer.
+                pool.clear();
+                towards.socket(class, rest)?
+            }
+            socket => socket?,
+        };
+        Ok(Kept::new(Tuple::new(socket)?, self.started))
     }
 
     /// Keeps a socket that has had its response, as the policy says.
-    fn put_back(&self, kept: Kept, class: PortClass) {
-        match self.terms.ports {
-            PortPolicy::Pooled => self.peer.pool.put(class, kept, clock::now()),
-            PortPolicy::PerQuery => {
-                if let Some(spare) = kept.tuple.release() {
-                    self.peer.pool.put_spare(spare, clock::now());
-                }
+    fn put_back(&self, kept: Kept, class: PortClass, now: Instant) {
+        let Peer { towards, pool, .. } = &*self.peer;
+        let worn = match self.terms.ports {
+            PortPolicy::Pooled => {
+                let tracked = towards.as_ref().is_some_and(|towards| towards.leaves_no_tracks());
+                pool.put(class, kept, now, tracked)
             }
+            PortPolicy::PerQuery => Some(kept),
+        };
+        if let Some(spare) = worn.and_then(|kept| kept.tuple.release()) {
+            pool.put_spare(spare, now);
         }
     }
 
     /// Learns from a verdict that answers the query.
-    fn settle(&self, verdict: Verdict, style: Style) -> Step {
-        let at = clock::now();
+    fn settle(&self, verdict: Verdict, style: Style, at: Instant) -> Step {
         let rtt = at.saturating_duration_since(self.started);
         let heard = |rcode| Heard { style, rcode, rtt, at };
         match verdict {
@@ -242,7 +253,7 @@ impl<'a> Attempt<'a> {
                     return Outcome::Unreachable(reason);
                 }
             };
-            match self.settle(asked.judge_stream(&message), style) {
+            match self.settle(asked.judge_stream(&message), style, clock::now()) {
                 Step::Done(outcome) => return outcome,
                 Step::WithoutEdns => style = self.stream_style(false),
                 Step::ByTcp | Step::NoPort => {

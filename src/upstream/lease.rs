@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::ports::{Draw, Pools, PoolsOf, PortClass};
+use super::ports::{Draw, Pools, PoolsOf, PortClass, REST};
 use super::spare;
 use super::tracks::{Tracks, Trail};
 use crate::clock;
@@ -22,7 +22,7 @@ use crate::metrics::PortMetrics;
 /// How many ports of other programs one draw may meet before it gives up.
 const MAX_CONFLICTS: usize = 64;
 
-/// How long a port rests whose conntrack entry was deleted: no old response is likely to come later.
+/// How long a port rests whose conntrack entry was deleted and whose query had its response: nothing more comes.
 const CLEAN_REST: Duration = Duration::from_secs(1);
 
 /// The process's source ports and the sockets on them.
@@ -33,6 +33,8 @@ pub struct Ports {
     mark: u32,
     /// SO_MARK was refused once; it is not tried again.
     unmarked: AtomicBool,
+    /// Descriptors or memory ran out since somebody looked.
+    short: AtomicBool,
     /// Sockets keep their ports here until they are closed: see `spare`.
     fixed: AtomicBool,
     pub tracks: Tracks,
@@ -62,14 +64,20 @@ impl Ports {
     /// Source ports out of `range`; sockets carry `mark` where that is permitted.
     pub fn new(range: PortRange, mark: u32, metrics: PortMetrics) -> Arc<Self> {
         let pools = Mutex::new(Pools::new(range, clock::now()));
-        let (unmarked, fixed) = (AtomicBool::new(mark == 0), AtomicBool::new(false));
-        Arc::new(Self { pools, metrics, mark, unmarked, fixed, tracks: Tracks::default() })
+        let [unmarked, short, fixed] = [mark == 0, false, false].map(AtomicBool::new);
+        Arc::new(Self { pools, metrics, mark, unmarked, short, fixed, tracks: Tracks::default() })
     }
 
     /// Adds an upstream to draw ports for, until the value is dropped.
     pub fn towards(self: &Arc<Self>, address: SocketAddr) -> Arc<Towards> {
         let pools = self.lock().add();
-        Arc::new(Towards { ports: Arc::clone(self), pools, address, trail: Trail::default() })
+        let (trail, conflict) = (Trail::default(), AtomicBool::new(false));
+        Arc::new(Towards { ports: Arc::clone(self), pools, address, trail, conflict })
+    }
+
+    /// Tells whether descriptors or memory ran out since the last call.
+    pub fn take_shortage(&self) -> bool {
+        self.short.swap(false, Ordering::Relaxed)
     }
 
     /// Locks the allocator.
@@ -97,6 +105,9 @@ pub struct Towards {
     pools: PoolsOf,
     address: SocketAddr,
     trail: Trail,
+    /// The last port that was tried was another program's. To be left one port that is taken costs the kernel
+    /// 0.45 ms, to be refused one by name nothing: the next one is bound by name.
+    conflict: AtomicBool,
 }
 
 impl Towards {
@@ -114,7 +125,27 @@ impl Towards {
         class: PortClass,
         rest: Duration,
     ) -> Result<(UdpSocket, Lease), NoSocket> {
-        self.search(class, rest, |port| self.connect(port))
+        // Held until the search ends: within a tick of its rest a port could be drawn again.
+        let mut taken_by_others = Vec::new();
+        for _ in 0..MAX_CONFLICTS {
+            let mut lease = self.lease(class, rest).ok_or(NoSocket::Exhausted)?;
+            match self.connect(lease.port) {
+                Ok((socket, is_movable)) => {
+                    lease.is_movable = is_movable;
+                    return Ok((socket, lease));
+                }
+                Err(error) if self.is_conflict(&error) => taken_by_others.push(lease),
+                Err(error) => {
+                    let reason = NoSocket::from(error);
+                    if matches!(reason, NoSocket::Shortage) {
+                        self.ports.short.store(true, Ordering::Relaxed);
+                    }
+                    return Err(reason);
+                }
+            }
+        }
+        self.ports.metrics.exhausted.inc();
+        Err(NoSocket::Exhausted)
     }
 
     /// Connects a socket without a port from one of `class` that rests for `rest` afterwards.
@@ -127,35 +158,27 @@ impl Towards {
         class: PortClass,
         rest: Duration,
     ) -> Result<Lease, NoSocket> {
-        let (_, lease) = self.search(class, rest, |port| match self.take(socket, port) {
-            Ok(false) => Err(io::ErrorKind::Unsupported.into()),
-            other => other,
-        })?;
-        Ok(lease)
-    }
-
-    /// Draws ports of `class` until one serves.
-    fn search<T>(
-        self: &Arc<Self>,
-        class: PortClass,
-        rest: Duration,
-        connect: impl Fn(u16) -> io::Result<T>,
-    ) -> Result<(T, Lease), NoSocket> {
-        // Held until the search ends: within a tick of its rest a port could be drawn again.
-        let mut taken_by_others = Vec::new();
-        for _ in 0..MAX_CONFLICTS {
-            let lease = self.lease(class, rest).ok_or(NoSocket::Exhausted)?;
-            match connect(lease.port) {
-                Ok(connected) => return Ok((connected, lease)),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    self.ports.metrics.conflicts.inc();
-                    taken_by_others.push(lease);
-                }
-                Err(error) => return Err(error.into()),
+        let mut lease = self.lease(class, rest).ok_or(NoSocket::Exhausted)?;
+        let taken = self.take(socket, lease.port);
+        lease.is_movable = *taken.as_ref().unwrap_or(&false);
+        match taken {
+            Ok(true) => Ok(lease),
+            Ok(false) => Err(NoSocket::Refused(io::ErrorKind::Unsupported.into())),
+            Err(error) => {
+                self.is_conflict(&error);
+                Err(error.into())
             }
         }
-        self.ports.metrics.exhausted.inc();
-        Err(NoSocket::Exhausted)
+    }
+
+    /// Tells whether another program holds the port, and remembers it.
+    fn is_conflict(&self, error: &io::Error) -> bool {
+        let is_conflict = error.kind() == io::ErrorKind::AddrInUse;
+        if is_conflict {
+            self.ports.metrics.conflicts.inc();
+            self.conflict.store(true, Ordering::Relaxed);
+        }
+        is_conflict
     }
 
     /// Draws a port; `None` when all of the class are in flight.
@@ -172,15 +195,16 @@ impl Towards {
                 return None;
             }
         };
-        Some(Lease { towards: Arc::clone(self), port, rest })
+        Some(Lease { towards: Arc::clone(self), port, rest, is_movable: false })
     }
 
-    /// Makes the socket on `port`.
-    fn connect(&self, port: u16) -> io::Result<UdpSocket> {
-        if !self.ports.fixed.load(Ordering::Relaxed) {
+    /// Makes the socket on `port`; tells whether it can give the port back.
+    fn connect(&self, port: u16) -> io::Result<(UdpSocket, bool)> {
+        let by_name = self.conflict.swap(false, Ordering::Relaxed);
+        if !by_name && !self.ports.fixed.load(Ordering::Relaxed) {
             let socket = self.open()?;
             if self.take(&socket, port)? {
-                return Ok(socket.into());
+                return Ok((socket.into(), true));
             }
         }
         let local = match self.address {
@@ -190,7 +214,7 @@ impl Towards {
         let socket = self.open()?;
         socket.bind(&local.into())?;
         socket.connect(&self.address.into())?;
-        Ok(socket.into())
+        Ok((socket.into(), false))
     }
 
     /// Connects a socket without a port from `port`, so that it can be given back; false: not here.
@@ -228,23 +252,25 @@ pub struct Lease {
     towards: Arc<Towards>,
     port: u16,
     rest: Duration,
+    is_movable: bool,
 }
 
 impl Lease {
     /// Tells whether the port can be given back without closing the socket on it.
     pub fn is_movable(&self) -> bool {
-        // Once true, for ever: a socket that was bound by name is never taken for another kind.
-        !self.towards.ports.fixed.load(Ordering::Relaxed)
+        self.is_movable
     }
 
-    /// Deletes the conntrack entry of the exchange on `socket`, which is about to give up its port.
-    pub fn forget_track(&mut self, socket: &UdpSocket) {
+    /// Deletes the conntrack entry of the exchange on `socket`, which is about to give up its port. `settled`: no
+    /// response is to come any more.
+    pub fn end(&mut self, socket: &UdpSocket, settled: bool) {
         let Towards { ports, address, trail, .. } = &*self.towards;
-        if trail.forget(&ports.tracks, socket, *address) {
-            ports.metrics.tracks_deleted.inc();
+        let deleted = trail.forget(&ports.tracks, socket, *address);
+        if deleted > 0 {
+            ports.metrics.tracks_deleted.inc_by(deleted);
         }
         if self.towards.leaves_no_tracks() {
-            self.rest = self.rest.min(CLEAN_REST);
+            self.rest = self.rest.min(if settled { CLEAN_REST } else { REST });
         }
     }
 }
@@ -260,7 +286,6 @@ mod tests {
     use rand::RngExt;
 
     use super::*;
-    use crate::upstream::ports::REST;
 
     /// A small range that the kernel never hands out by itself here.
     fn small_range() -> (Arc<Ports>, PortMetrics, PortRange) {

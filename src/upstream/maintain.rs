@@ -51,6 +51,9 @@ impl Upstreams {
             while probes.try_join_next().is_some() {}
             let now = clock::now();
             self.probe(now, &mut probes);
+            if self.ports.take_shortage() {
+                self.all_peers().iter().for_each(|peer| peer.pool.clear());
+            }
             if now.saturating_duration_since(swept) >= SWEEP_EVERY {
                 swept = now;
                 self.sweep(now);

@@ -1,10 +1,18 @@
 //! Idle sockets: those of the `pooled` policy, connected, one exchange at a time, rotated; and those
 //! of `per-query`, which hold no port while they are here.
+//!
+//! A kept port must be no easier to guess than one that is drawn for a single query. Each was drawn as those are.
+//! Which of the idle ones carries the next query is drawn too, so that one that was seen says nothing about the
+//! next. A forger who tries ports finds one no sooner because it stays; one that he has found serves him for 128
+//! exchanges or 20 s at most, each of which still has an id of its own. Sockets are connected: the
+//! kernel takes datagrams from the upstream's address alone.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
+
+use rand::RngExt;
 
 use super::ports::PortClass;
 use super::udp::{Spare, Tuple};
@@ -18,6 +26,9 @@ const MAX_AGE: Duration = Duration::from_secs(20);
 
 /// Idle sockets kept per class and thread; beyond that they are closed after use.
 const MAX_IDLE: usize = 128;
+
+/// The same where each holds an entry of the conntrack table: three classes on two threads stay below 100.
+const MAX_IDLE_TRACKED: usize = 12;
 
 /// A socket with what its rotation depends on.
 #[derive(Debug)]
@@ -75,36 +86,53 @@ impl<T> Shelves<T> {
         &mut self.0[place].1
     }
 
-    /// Closes what is not to stay, and forgets threads that have nothing left.
-    fn retain(&mut self, stays: impl Fn(&T) -> bool) {
-        self.0.retain_mut(|(_, idle)| {
-            idle.retain(&stays);
-            !idle.is_empty()
-        });
+    /// Takes out what is not to stay, and forgets threads that have nothing left.
+    fn sort_out(&mut self, stays: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut out = Vec::new();
+        for (_, idle) in &mut self.0 {
+            for _ in 0..idle.len() {
+                match idle.pop_front() {
+                    Some(one) if stays(&one) => idle.push_back(one),
+                    one => out.extend(one),
+                }
+            }
+        }
+        self.0.retain(|(_, idle)| !idle.is_empty());
+        out
     }
 }
 
+// Sockets are closed by whoever called, after the lock: that costs microseconds, and other threads wait for it.
 impl Pool {
-    /// Takes this thread's idle socket of `class` that waited longest; worn ones are closed on the way.
+    /// Takes any of this thread's idle sockets of `class`; worn ones are closed on the way.
     pub fn take(&self, class: PortClass, now: Instant) -> Option<Kept> {
-        let mut shelves = self.shelves(class);
-        let idle = shelves.own();
-        while let Some(mut kept) = idle.pop_front() {
+        loop {
+            let mut shelves = self.shelves(class);
+            let idle = shelves.own();
+            let place = (idle.len() > 1).then(|| rand::rng().random_range(0..idle.len()));
+            let mut kept = idle.swap_remove_back(place.unwrap_or(0))?;
+            drop(shelves);
             if !kept.is_worn(now) {
                 kept.uses += 1;
                 return Some(kept);
             }
         }
-        None
     }
 
-    /// Gives a socket back after an exchange that had its response, on the thread that took it.
-    pub fn put(&self, class: PortClass, kept: Kept, now: Instant) {
+    /// Gives a socket back after an exchange that had its response, on the thread that took it; the socket
+    /// itself where it is not kept. `tracked`: each holds an entry of the conntrack table.
+    pub fn put(&self, class: PortClass, kept: Kept, now: Instant, tracked: bool) -> Option<Kept> {
+        let room = if tracked { MAX_IDLE_TRACKED } else { MAX_IDLE };
+        if kept.is_worn(now) {
+            return Some(kept);
+        }
         let mut shelves = self.shelves(class);
         let idle = shelves.own();
-        if !kept.is_worn(now) && idle.len() < MAX_IDLE {
-            idle.push_back(kept);
+        if idle.len() >= room {
+            return Some(kept);
         }
+        idle.push_back(kept);
+        None
     }
 
     /// Takes this thread's socket without a port that idles shortest: the others may be closed soon.
@@ -124,18 +152,22 @@ impl Pool {
     /// Closes the idle sockets that are too old, and forgets threads that have none.
     pub fn sweep(&self, now: Instant) {
         for class in PortClass::ALL {
-            self.shelves(class).retain(|kept| !kept.is_worn(now));
+            let worn = self.shelves(class).sort_out(|kept| !kept.is_worn(now));
+            drop(worn);
         }
         let is_young = |since: Instant| now.saturating_duration_since(since) < MAX_SPARE_AGE;
-        locked(&self.spare).retain(|(since, _)| is_young(*since));
+        let old = locked(&self.spare).sort_out(|(since, _)| is_young(*since));
+        drop(old);
     }
 
     /// Closes all idle sockets.
     pub fn clear(&self) {
         for class in PortClass::ALL {
-            self.shelves(class).0.clear();
+            let all = std::mem::take(&mut *self.shelves(class));
+            drop(all);
         }
-        locked(&self.spare).0.clear();
+        let spares = std::mem::take(&mut *locked(&self.spare));
+        drop(spares);
     }
 
     /// Locks one class.

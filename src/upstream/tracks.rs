@@ -8,7 +8,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::netlink::conntrack::{Conntrack, Flow};
@@ -39,6 +39,8 @@ struct Kernel {
     conntrack: Conntrack,
     /// Held by whoever waits for an answer.
     asking: Mutex<()>,
+    /// Deletions whose outcome the kernel was not asked for yet.
+    unproven: AtomicU64,
 }
 
 impl std::fmt::Debug for Tracks {
@@ -91,7 +93,22 @@ impl Kernel {
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let conntrack = Conntrack::open()?;
         conntrack.remove(&Flow { from: nowhere, to: nowhere })?;
-        Ok(Self { conntrack, asking: Mutex::default() })
+        Ok(Self { conntrack, asking: Mutex::default(), unproven: AtomicU64::new(0) })
+    }
+
+    /// Deletes an entry; the kernel's word on it comes with the next [`Kernel::ask`].
+    fn delete(&self, flow: &Flow) -> Result<(), NetlinkError> {
+        self.unproven.fetch_add(1, Ordering::Relaxed);
+        self.conntrack.forget(flow)
+    }
+
+    /// Deletes an entry; tells whether there was one, and how many are known to be deleted since the last call.
+    fn ask(&self, flow: &Flow) -> Result<(bool, u64), NetlinkError> {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken first: where the answer is lost none of them is counted.
+        let unproven = self.unproven.swap(0, Ordering::Relaxed);
+        let (found, failed) = self.conntrack.remove(flow)?;
+        Ok((found, unproven.saturating_sub(failed) + u64::from(found)))
     }
 }
 
@@ -119,26 +136,26 @@ impl Default for Trail {
 }
 
 impl Trail {
-    /// Deletes the entry that an exchange on `socket` with `upstream` has left; tells whether it did. The socket
-    /// is still open, so that the port is nobody else's yet.
-    pub fn forget(&self, tracks: &Tracks, socket: &UdpSocket, upstream: SocketAddr) -> bool {
-        let Some(kernel) = tracks.kernel() else { return false };
+    /// Deletes the entry that an exchange on `socket` with `upstream` has left; tells how many are known to be
+    /// deleted since it last told. The socket is still open, so that the port is nobody else's yet.
+    pub fn forget(&self, tracks: &Tracks, socket: &UdpSocket, upstream: SocketAddr) -> u64 {
+        let Some(kernel) = tracks.kernel() else { return 0 };
         let step = self.step();
         if step == Step::LetBe {
-            return false;
+            return 0;
         }
-        let Ok(from) = socket.local_addr() else { return false };
+        let Ok(from) = socket.local_addr() else { return 0 };
         let flow = Flow { from, to: upstream };
         let result = match step {
-            Step::Ask => {
-                let _asking = kernel.asking.lock().unwrap_or_else(PoisonError::into_inner);
-                kernel.conntrack.remove(&flow).inspect(|found| self.note(*found))
-            }
-            _ => kernel.conntrack.forget(&flow).map(|()| true),
+            Step::Ask => kernel.ask(&flow).map(|(found, deleted)| {
+                self.note(found);
+                deleted
+            }),
+            _ => kernel.delete(&flow).map(|()| 0),
         };
         result.unwrap_or_else(|error| {
             tracks.learn(&error);
-            false
+            0
         })
     }
 

@@ -22,18 +22,23 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_DATAGRAM].into());
 }
 
+/// Why a tuple has its socket.
+const HELD: &str = "who releases a tuple has it no more";
+
 /// A connected socket on a port of its own. It carries one exchange at a time.
 #[derive(Debug)]
 pub struct Tuple {
     // There until the tuple is released. Dropped first: the port is free before its rest begins.
     socket: Option<AsyncFd<UdpSocket>>,
     lease: Lease,
+    /// Nothing that was sent waits for its response.
+    is_settled: bool,
 }
 
 impl Drop for Tuple {
     fn drop(&mut self) {
         if let Some(socket) = &self.socket {
-            self.lease.forget_track(socket.get_ref());
+            self.lease.end(socket.get_ref(), self.is_settled);
         }
     }
 }
@@ -58,7 +63,7 @@ impl Spare {
             return Err(NoSocket::Refused(io::ErrorKind::Other.into()));
         }
         let lease = towards.renew(self.0.get_ref(), class, rest)?;
-        Ok(Tuple { socket: Some(self.0), lease })
+        Ok(Tuple { socket: Some(self.0), lease, is_settled: true })
     }
 }
 
@@ -74,28 +79,25 @@ impl Tuple {
         // which it is with the `AsyncFd`; nothing here takes it out or closes it before.
         let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }
             .map_err(io::Error::from)?;
-        Ok(Self { socket: Some(socket), lease })
+        Ok(Self { socket: Some(socket), lease, is_settled: true })
     }
 
     /// Ends the tuple: its port rests. Gives back the socket where it needs not be closed for that.
     pub fn release(mut self) -> Option<Spare> {
         let socket = self.socket.take()?;
-        self.lease.forget_track(socket.get_ref());
+        self.lease.end(socket.get_ref(), self.is_settled);
         let is_free = self.lease.is_movable() && spare::disconnect(socket.get_ref()).is_ok();
         is_free.then(|| Spare(socket))
-    }
-
-    /// The socket.
-    fn socket(&self) -> &AsyncFd<UdpSocket> {
-        self.socket.as_ref().expect("who releases a tuple has it no more")
     }
 
     /// Sends the query.
     ///
     /// # Errors
     /// What the kernel says: no route, or an earlier ICMP error. A full send buffer is a lost packet.
-    pub fn send(&self, asked: &Asked) -> io::Result<()> {
-        let send = || match self.socket().get_ref().send(asked.wire()) {
+    pub fn send(&mut self, asked: &Asked) -> io::Result<()> {
+        self.is_settled = false;
+        let socket = self.socket.as_ref().expect(HELD);
+        let send = || match socket.get_ref().send(asked.wire()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other.map(|_| ()),
         };
@@ -109,9 +111,10 @@ impl Tuple {
     /// An ICMP error for the query, as the kernel reports it.
     /// # Cancel safety
     /// A datagram is either judged or still in the socket.
-    pub async fn receive(&self, asked: &Asked) -> io::Result<Verdict> {
+    pub async fn receive(&mut self, asked: &Asked) -> io::Result<Verdict> {
+        let socket = self.socket.as_ref().expect(HELD);
         loop {
-            let mut ready = self.socket().ready(Interest::READABLE | Interest::ERROR).await?;
+            let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
             let judged = ready.try_io(|socket| {
                 BUFFER.with_borrow_mut(|buffer| {
                     let length = socket.get_ref().recv(buffer)?;
@@ -125,6 +128,7 @@ impl Tuple {
                     // receive that finds nothing. What else is queued is found after the next arrival.
                     if !matches!(judged, Ok(Verdict::Ignored | Verdict::WrongCase)) {
                         ready.clear_ready();
+                        self.is_settled = judged.is_ok();
                     }
                     return judged;
                 }

@@ -124,7 +124,8 @@ fn our_queries_leave_no_conntrack_entries_behind_and_pods_that_ask_the_same_upst
         assert!(most < 100, "{most} entries after {asked} queries");
         assert_eq!(pod_lost, 0, "of {pod_asked}");
         let deleted = daemon.metric("nodens_tracks_deleted_total", "");
-        assert!(deleted >= asked as f64, "{deleted} deleted of {asked}");
+        // Of every 32nd the kernel is asked about those before it.
+        assert!(deleted + 64.0 >= asked as f64, "{deleted} deleted of {asked}");
         assert_eq!(daemon.metric("nodens_upstream_mismatched_total", ""), 0.0);
         assert!(daemon.log().contains("conntrack entries of our own queries are deleted"));
         let shown = daemon.admin("/upstreams").body;
