@@ -6,8 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,10 +64,24 @@ fn users() -> Vec<Option<u32>> {
 /// `nodens lab` as `user`, who must be able to reach the executable.
 fn lab_as(user: Option<u32>, arguments: &[&str]) -> Command {
     let Some(user) = user else { return lab(arguments) };
-    let copy = std::env::temp_dir().join(format!("nodens-lab-test-{}", std::process::id()));
-    if !copy.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_nodens"), &copy).expect("a copy that everybody can start");
-    }
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    let copy = COPY.get_or_init(|| {
+        let folder = std::env::temp_dir();
+        let prefix = "nodens-lab-test-";
+        // Of runs that are over: nobody else clears them away.
+        for entry in fs::read_dir(&folder).expect("readable").filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_old = |pid: &str| !fs::exists(format!("/proc/{pid}")).unwrap_or(true);
+            if name.strip_prefix(prefix).is_some_and(is_old) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let copy = folder.join(format!("{prefix}{}", std::process::id()));
+        // Not by ourselves: what another test starts meanwhile would have it open for writing.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nodens")).arg(&copy).status();
+        assert!(copied.expect("cp runs").success(), "a copy that everybody can start");
+        copy
+    });
     let mut command = Command::new(copy);
     command.arg("lab").args(arguments).stdin(Stdio::null()).current_dir("/");
     command.uid(user).gid(user);
@@ -192,7 +207,7 @@ fn repeated(long: &'static str, family: &'static str) -> Vec<&'static str> {
 fn repeat(scenario: &str, long: &'static str, family: &'static str) -> Option<Vec<Value>> {
     let common = ["--scenario", scenario, "--json"];
     let rows = rows_of(lab(&[&common[..], &repeated(long, family)].concat()))?;
-    assert!(rows.iter().all(|row| row["with_nodens"] == true));
+    assert!(rows.iter().all(|row| row["nodens"] == "with"));
     Some(rows)
 }
 
@@ -264,6 +279,91 @@ fn an_upgrade_loses_no_query_and_cuts_no_connection_off() {
         }
     }
     assert!(clean > 0, "starved in every upgrade");
+}
+
+#[test]
+fn in_bind_mode_a_killed_daemon_leaves_its_address_and_pods_without_answers() {
+    let _alone = alone();
+    let arguments = ["--scenario", "kill", "--nodens", "with", "--nodens", "bind", "--json"];
+    let mut command = lab(&arguments);
+    command.args(["--family", "ipv4", "--rate", "500", "--timeout", "500ms"]);
+    let Some(rows) = rows_of(command) else { return };
+    let [with, bind] = rows.as_slice() else { panic!("two rows: {rows:?}") };
+    assert_eq!((&with["nodens"], &bind["nodens"]), (&"with".into(), &"bind".into()));
+    let killed_ms = number(&bind["timeline"]["events"][0]["at_ms"]);
+    let after = number(&bind["queries"]) * 3000_u64.saturating_sub(killed_ms) / 3000;
+    eprintln!("{after} queries after the kill: {} given up, {with}", bind["given_up"]);
+    assert!(number(&bind["given_up"]) >= after * 9 / 10, "{bind}");
+    assert!(number(&with["given_up"]) <= after / 10, "{with}");
+    let addresses = |row: &Value| row["left_behind"]["addresses"].to_string();
+    assert!(addresses(bind).contains("\"10.96.0.10\""), "{bind}");
+    assert!(!addresses(with).contains("\"10.96.0.10\""), "{with}");
+}
+
+#[test]
+fn executors_find_a_driver_that_they_asked_for_too_early_as_soon_as_it_exists() {
+    let _alone = alone();
+    let mut command = lab(&["--scenario", "spark", "--rounds", "2000", "--json"]);
+    command.args(["--family", "ipv6"]);
+    let Some(rows) = rows_of(command) else { return };
+    let [without, with] = rows.as_slice() else { panic!("two rows: {rows:?}") };
+    for row in [without, with] {
+        eprintln!("{}: {}, {} stale", row["nodens"], row["drivers"], row["stale"]);
+        assert_eq!((&row["drivers"]["made"], &row["drivers"]["found"]), (&2.into(), &2.into()));
+        assert_eq!(row["failed"], 0, "{row}");
+        // Half of the responses, if what was said before the Service was made had stayed. A starved load asks too
+        // late, and so calls the right response a wrong one.
+        assert!(number(&row["stale"]) * 5 <= number(&row["queries"]), "{row}");
+    }
+}
+
+/// Makes the command, and all that it starts, fail with EPERM where it unshares any of `flags`.
+fn refuse_unshare(command: &mut Command, flags: u32) {
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let unshare = u32::try_from(libc::SYS_unshare).expect("a small number");
+    let refusal = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    // Load the number of the call; not unshare: allow; load its argument; none of the flags: allow; refuse.
+    let filter = [
+        step(0x20, 0, 0, 0),
+        step(0x15, 0, 2, unshare),
+        step(0x20, 0, 0, 16),
+        step(0x45, 1, 0, flags),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(0x06, 0, 0, refusal),
+    ];
+    let install = move || {
+        let program =
+            libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: plain system calls, with a program that outlives them.
+        let refused = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+                    != 0
+        };
+        if refused { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(install) };
+}
+
+#[test]
+fn a_sandbox_that_refuses_namespaces_is_named_with_its_mend() {
+    // A container's usual profile refuses all of it. AppArmor gives a user namespace without any power in it.
+    let network = libc::CLONE_NEWNET as u32;
+    for (flags, what) in [(u32::MAX, "user namespace"), (network, "network namespace")] {
+        for user in users() {
+            let mut command = lab_as(user, &[]);
+            refuse_unshare(&mut command, flags);
+            let output = command.output().expect("the executable starts");
+            let told = String::from_utf8_lossy(&output.stderr);
+            eprintln!("{told}");
+            assert_eq!(output.status.code(), Some(1), "{told}");
+            for words in [what, "AppArmor or seccomp refuses a", "sysctl", "seccomp profile"] {
+                assert!(told.contains(words), "{words}: {told}");
+            }
+            assert_eq!(told.trim().lines().count(), 1, "said once: {told}");
+        }
+    }
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::{Failure, print};
 use crate::lab::scenario::Scenario;
 use crate::lab::topology::Topology;
-use crate::lab::{self, Family, Options, Way, shelter};
+use crate::lab::{self, Family, Options, Side, shelter};
 
 /// Build a cluster of network namespaces and show lost queries, without nodens and with it
 #[derive(Args, Debug)]
@@ -30,20 +31,17 @@ use crate::lab::{self, Family, Options, Way, shelter};
 )]
 pub(super) struct Lab {
     /// What pods do [default: all]
-    #[arg(long, value_name = "SCENARIO")]
-    scenario: Vec<ScenarioName>,
+    #[arg(long, value_name = "SCENARIO", value_parser = scenarios())]
+    scenario: Vec<Scenario>,
     /// How pods are wired to their node [default: bridge]
-    #[arg(long, value_name = "TOPOLOGY")]
-    topology: Vec<TopologyName>,
+    #[arg(long, value_name = "TOPOLOGY", value_parser = topologies())]
+    topology: Vec<Topologies>,
     /// IP versions [default: both]
-    #[arg(long, value_name = "FAMILY")]
-    family: Vec<FamilyName>,
-    /// Only the runs with nodens, or only those without it [default: both]
-    #[arg(long, value_name = "SIDE")]
-    nodens: Option<SideName>,
-    /// How queries reach nodens
-    #[arg(long, value_name = "MODE", default_value = "takeover")]
-    intercept: WayName,
+    #[arg(long, value_name = "FAMILY", value_parser = families())]
+    family: Vec<Family>,
+    /// Whether nodens runs, and how [default: without and with; kill, stop and upgrade bind too]
+    #[arg(long, value_name = "SIDE", value_parser = sides())]
+    nodens: Vec<Side>,
     /// Rounds of each run [default: 10000; kill, stop and upgrade take 3, 12 and 9 seconds]
     #[arg(long, value_name = "N")]
     rounds: Option<u64>,
@@ -65,7 +63,7 @@ pub(super) struct Lab {
     /// Write a page with plots, too
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Build the first topology (with nodens, unless --nodens without), say how to enter each namespace, and
+    /// Build the first topology (with nodens, unless --nodens says otherwise), say how to enter each namespace, and
     /// wait for Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -80,74 +78,45 @@ pub(super) struct Lab {
     inside: bool,
 }
 
+/// Topologies by one name.
+#[derive(Clone, Debug)]
+struct Topologies(Vec<Topology>);
+
+/// How a thing is chosen: its name, and what it is.
+type Choice = (&'static str, &'static str);
+
+/// A flag's value out of these.
+fn one_of<T: Clone + Send + Sync + 'static>(
+    all: impl IntoIterator<Item = (Choice, T)>,
+) -> impl TypedValueParser<Value = T> {
+    let all: Vec<_> = all.into_iter().collect();
+    let shown = all.iter().map(|((name, help), _)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(shown.collect::<Vec<_>>()).try_map(move |word| {
+        let chosen = all.iter().find(|((name, _), _)| *name == word);
+        chosen.map(|(_, value)| value.clone()).ok_or("is not known")
+    })
+}
+
 /// Names of scenarios.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ScenarioName {
-    /// A and AAAA at the same instant from one socket
-    Pair,
-    /// Two pods, same source port, same destination, same instant
-    Snat,
-    /// A cluster DNS server goes while pods keep asking
-    Churn,
-    /// 50 executors ask at once for a driver's Service before, while and after it exists
-    Spark,
-    /// Forward and reverse names of 100 data nodes, from all pods at once
-    Hdfs,
-    /// Search lists with ndots:5, from 200 pods
-    Mixed,
-    /// nodens gets SIGKILL under load
-    Kill,
-    /// nodens gets SIGSTOP under load, and SIGCONT later
-    Stop,
-    /// A second nodens starts under load, and the first one gets SIGTERM
-    Upgrade,
+fn scenarios() -> impl TypedValueParser<Value = Scenario> {
+    one_of(Scenario::ALL.map(|one| ((one.as_str(), one.as_sentence()), one)))
 }
 
 /// Names of topologies.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TopologyName {
-    /// A bridge, as with Docker and kubenet
-    Bridge,
-    /// A bridge, and the cluster DNS behind a tunnel, as with Flannel
-    Vxlan,
-    /// Host routes and proxied ARP, as with Calico
-    Routed,
-    /// Links on top of the node's network card
-    Macvlan,
-    /// One after the other
-    All,
+fn topologies() -> impl TypedValueParser<Value = Topologies> {
+    let one = |one: Topology| ((one.as_str(), one.as_sentence()), Topologies(vec![one]));
+    let all = (("all", "One after the other"), Topologies(Topology::ALL.to_vec()));
+    one_of(Topology::ALL.map(one).into_iter().chain([all]))
 }
 
-/// Names of the two kinds of runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum SideName {
-    With,
-    Without,
-}
-
-/// Names of the ways to nodens.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum WayName {
-    /// A table that dies with nodens brings it what is asked of the cluster DNS address
-    Takeover,
-    /// nodens owns the cluster DNS address, as node-cache does
-    Bind,
-}
-
-impl From<WayName> for Way {
-    fn from(name: WayName) -> Self {
-        match name {
-            WayName::Takeover => Self::Takeover,
-            WayName::Bind => Self::Bind,
-        }
-    }
+/// Names of sides.
+fn sides() -> impl TypedValueParser<Value = Side> {
+    one_of(Side::ALL.map(|one| ((one.as_str(), one.as_sentence()), one)))
 }
 
 /// Names of IP versions.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FamilyName {
-    Ipv4,
-    Ipv6,
+fn families() -> impl TypedValueParser<Value = Family> {
+    one_of([(("ipv4", "IPv4"), Family::V4), (("ipv6", "IPv6"), Family::V6)])
 }
 
 impl Lab {
@@ -199,46 +168,15 @@ impl Lab {
 
     /// What the flags ask for.
     fn options(&self) -> Options {
-        let scenario = |name: &ScenarioName| match name {
-            ScenarioName::Pair => Scenario::Pair,
-            ScenarioName::Snat => Scenario::Snat,
-            ScenarioName::Churn => Scenario::Churn,
-            ScenarioName::Spark => Scenario::Spark,
-            ScenarioName::Hdfs => Scenario::Hdfs,
-            ScenarioName::Mixed => Scenario::Mixed,
-            ScenarioName::Kill => Scenario::Kill,
-            ScenarioName::Stop => Scenario::Stop,
-            ScenarioName::Upgrade => Scenario::Upgrade,
-        };
-        let family = |name: &FamilyName| match name {
-            FamilyName::Ipv4 => Family::V4,
-            FamilyName::Ipv6 => Family::V6,
-        };
-        let topology = |name: &TopologyName| match name {
-            TopologyName::Bridge => vec![Topology::Bridge],
-            TopologyName::Vxlan => vec![Topology::Vxlan],
-            TopologyName::Routed => vec![Topology::Routed],
-            TopologyName::Macvlan => vec![Topology::Macvlan],
-            TopologyName::All => Topology::ALL.to_vec(),
-        };
+        fn or<T: Clone>(wished: &[T], default: &[T]) -> Vec<T> {
+            if wished.is_empty() { default.to_vec() } else { wished.to_vec() }
+        }
+        let topologies: Vec<_> = self.topology.iter().flat_map(|one| one.0.clone()).collect();
         Options {
-            topologies: match self.topology.is_empty() {
-                true => vec![Topology::Bridge],
-                false => self.topology.iter().flat_map(topology).collect(),
-            },
-            scenarios: match self.scenario.is_empty() {
-                true => Scenario::ALL.to_vec(),
-                false => self.scenario.iter().map(scenario).collect(),
-            },
-            families: match self.family.is_empty() {
-                true => Family::ALL.to_vec(),
-                false => self.family.iter().map(family).collect(),
-            },
-            sides: match self.nodens {
-                None => vec![false, true],
-                Some(side) => vec![side == SideName::With],
-            },
-            way: self.intercept.into(),
+            topologies: or(&topologies, &[Topology::Bridge]),
+            scenarios: or(&self.scenario, &Scenario::ALL),
+            families: or(&self.family, &Family::ALL),
+            sides: self.nodens.clone(),
             repeat: self.repeat,
             cluster_dns: self.cluster_dns.clone(),
             rounds: self.rounds,

@@ -1,16 +1,19 @@
 //! `nodens lab`: a cluster of network namespaces on this kernel, in which queries are lost, and then not.
 //!
 //! [`shelter`] is where it lives, so that it goes with the command. [`topology`] wires pods, node and
-//! cluster DNS; `stage` starts it all; `rules` are those of kube-proxy; `authority` is the cluster DNS; [`scenario`] is
-//! what pods do (`race`, `steady`, `stream`), [`report`] what came of it, `timeline` when,
-//! [`page`] the same with plots. It never touches the namespace that it was started in.
+//! cluster DNS; `stage` starts it all; `rules` are those of kube-proxy; `authority` is the cluster DNS, `apiserver` the
+//! API server; [`scenario`] is what pods do (`race`, `steady`, `stream`), [`report`] what came of it, `timeline` and
+//! `drivers` when, [`page`] the same with plots. It never touches the namespace that it was started in.
 
+mod apiserver;
 mod authority;
 mod conntrack;
 mod daemon;
+mod drivers;
 mod endpoints;
 mod foreign;
 mod leftovers;
+mod memory;
 mod namespace;
 mod net;
 pub mod page;
@@ -19,6 +22,7 @@ pub mod report;
 mod rules;
 pub mod scenario;
 pub mod shelter;
+mod side;
 mod sockets;
 mod stage;
 mod steady;
@@ -34,11 +38,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use self::daemon::Way;
 use self::net::CLUSTER_DNS;
 pub use self::net::Family;
 use self::report::Report;
 use self::scenario::Scenario;
+pub use self::side::Side;
 use self::stage::Lab;
 use self::topology::Topology;
 use crate::bench::progress::Progress;
@@ -56,9 +60,8 @@ pub struct Options {
     pub topologies: Vec<Topology>,
     pub scenarios: Vec<Scenario>,
     pub families: Vec<Family>,
-    /// Without nodens (false), with it (true).
-    pub sides: Vec<bool>,
-    pub way: Way,
+    /// Each scenario has its own, where this is empty.
+    pub sides: Vec<Side>,
     /// A program in place of our own cluster DNS.
     pub cluster_dns: Option<String>,
     /// How often each run is repeated.
@@ -90,8 +93,10 @@ pub enum LabError {
     Listen { at: SocketAddr, reason: io::Error },
     #[error("the program {program} does not start as cluster DNS: {reason}")]
     Foreign { program: String, reason: io::Error },
-    #[error("the file of endpoints is not to be had: {0}")]
-    Endpoints(io::Error),
+    #[error("a file in memory is not to be had: {0}")]
+    Memory(io::Error),
+    #[error("the API server has no socket: {0}")]
+    ApiServer(io::Error),
     #[error("{0} has vanished")]
     Vanished(&'static str),
     #[error("nodens does not start on the node: {0}")]
@@ -128,7 +133,7 @@ pub fn run(options: &Options) -> Result<Report, LabError> {
     }
     progress.finish();
     let timeout_ms = u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX);
-    Ok(Report { kernel: kernel(), way: options.way, timeout_ms, rows })
+    Ok(Report { kernel: kernel(), timeout_ms, rows })
 }
 
 /// One run of a scenario.
@@ -136,7 +141,7 @@ pub fn run(options: &Options) -> Result<Report, LabError> {
 struct Run {
     topology: Topology,
     scenario: Scenario,
-    with_nodens: bool,
+    side: Side,
     family: Family,
     /// From 0, where it is repeated.
     turn: u32,
@@ -147,9 +152,10 @@ fn runs(options: &Options) -> Vec<Run> {
     let mut runs = Vec::new();
     for topology in options.topologies.iter().copied() {
         for scenario in options.scenarios.iter().copied() {
-            for with_nodens in options.sides.iter().copied() {
+            let sides = if options.sides.is_empty() { scenario.sides() } else { &options.sides };
+            for side in sides.iter().copied() {
                 for family in options.families.iter().copied() {
-                    let run = |turn| Run { topology, scenario, with_nodens, family, turn };
+                    let run = |turn| Run { topology, scenario, side, family, turn };
                     runs.extend((0..options.repeat).map(run));
                 }
             }
@@ -158,12 +164,12 @@ fn runs(options: &Options) -> Vec<Run> {
     runs
 }
 
-/// Builds one lab, with nodens unless only runs without it are wanted.
+/// Builds one lab, with nodens unless another side is wanted.
 fn build_one(options: &Options) -> Result<Lab, LabError> {
     let topology = options.topologies.first().copied().unwrap_or(Topology::Bridge);
     let scenario = options.scenarios.first().copied().unwrap_or(Scenario::Pair);
-    let with_nodens = options.sides.contains(&true);
-    Lab::build(&Run { topology, scenario, with_nodens, family: Family::V4, turn: 0 }, options)
+    let side = options.sides.first().copied().unwrap_or(Side::With);
+    Lab::build(&Run { topology, scenario, side, family: Family::V4, turn: 0 }, options)
 }
 
 /// Builds one lab, and runs a command in its first pod to its end.
@@ -194,10 +200,9 @@ pub fn keep(options: &Options) -> Result<(impl Sized + use<>, String), LabError>
 impl fmt::Display for Run {
     /// Says which run it is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topology, scenario, family, with_nodens, turn } = self;
-        let side = if *with_nodens { "with" } else { "without" };
-        let place = format!("{topology:?} {scenario:?}").to_lowercase();
-        write!(f, "{place} {} {side} nodens", family.as_str())?;
+        let Self { topology, scenario, family, side, turn } = self;
+        let (topology, scenario) = (topology.as_str(), scenario.as_str());
+        write!(f, "{topology} {scenario} {} {}", family.as_str(), side.label())?;
         if *turn > 0 { write!(f, ", {}", turn + 1) } else { Ok(()) }
     }
 }

@@ -2,18 +2,25 @@
 
 use std::time::Duration;
 
-use super::report::{COLUMNS, LEGEND, Report, Row, told};
+use super::report::{COLUMNS, LEGEND, Report, Row};
 use super::scenario::Scenario;
+use super::side::Side;
 use super::timeline::Timeline;
 use crate::bench::page::{Section, page};
 use crate::bench::plot::{Axis, Bars, Line, bars, svg};
 
-/// Lines or bars of the two sides, in this order everywhere.
-const SIDES: [&str; 2] = ["without nodens", "with nodens"];
-
 /// Writes the page.
 pub fn html(report: &Report) -> String {
-    let mut sections = vec![in_short(report), losses(report)];
+    let mut sections = vec![in_short(report)];
+    // Apart from each other: whoever kills a daemon loses more than any race does.
+    let (faults, races): (Vec<_>, Vec<_>) =
+        report.rows.iter().partition(|row| row.scenario.is_fault());
+    let parts = [
+        ("Lost queries, and those that waited", races),
+        ("The same when nodens dies, hangs or is replaced", faults),
+    ];
+    let parts = parts.iter().filter(|(_, rows)| !rows.is_empty());
+    sections.extend(parts.map(|(heading, rows)| losses(heading, rows)));
     for first in report.rows.iter().filter(|row| row.is_first_of_its_plot(report)) {
         let of_plot = |row: &&Row| row.has_plot_of(first);
         sections.push(latencies(first, report.rows.iter().filter(of_plot)));
@@ -21,11 +28,11 @@ pub fn html(report: &Report) -> String {
     let eventful = report.rows.iter().filter(|row| row.is_eventful() && row.turn == 0);
     sections.extend(eventful.filter_map(|row| row.timeline.as_ref().map(|line| story(row, line))));
     sections.push(numbers(report));
-    let way = told(report.way);
     let patience = Duration::from_millis(report.timeout_ms);
     let subtitle = format!(
-        "Linux {}. Pods, a node and two cluster DNS servers, each a network namespace of this kernel; nodens is \
-         reached {way}. A stub resolver waits {patience:?} before it asks again.",
+        "Linux {}. Pods, a node and two cluster DNS servers, each a network namespace of this kernel. With nodens, \
+         it takes over what is asked of the cluster DNS address by rules that die with it; in bind mode it has that \
+         address itself, as node-cache does. A stub resolver waits {patience:?} before it asks again.",
         report.kernel
     );
     page("DNS in a cluster, without nodens and with it", &subtitle, &sections)
@@ -36,17 +43,16 @@ fn in_short(report: &Report) -> Section {
     let mut section = Section::new("In short");
     let mut told = Vec::new();
     for row in &report.rows {
-        let key = (row.scenario, row.with_nodens);
+        let key = (row.scenario, row.nodens);
         if told.contains(&key) {
             continue;
         }
         told.push(key);
-        let same = report.rows.iter().filter(|one| (one.scenario, one.with_nodens) == key);
+        let same = report.rows.iter().filter(|one| (one.scenario, one.nodens) == key);
         let [lost, queries, stalls] = same.fold([0; 3], |[lost, queries, stalls], one| {
             [lost + one.lost, queries + one.queries, stalls + one.stalls[0]]
         });
-        let side = SIDES[usize::from(row.with_nodens)];
-        let name = format!("{:?}", row.scenario).to_lowercase();
+        let (name, side) = (row.scenario.as_str(), row.nodens.label());
         let text = format!(
             "{name}, {side}: {lost} of {queries} queries lost, {stalls} waited a second or longer."
         );
@@ -60,31 +66,33 @@ fn in_short(report: &Report) -> Section {
 }
 
 /// Bars of what was lost, and of who waited.
-fn losses(report: &Report) -> Section {
+fn losses(heading: &str, rows: &[&Row]) -> Section {
     let mut names: Vec<String> = Vec::new();
-    for row in &report.rows {
+    for row in rows {
         if !names.contains(&row.plot_name()) {
             names.push(row.plot_name());
         }
     }
-    let share = |side: bool, name: &String, count: fn(&Row) -> u64| {
-        let of =
-            report.rows.iter().filter(|row| row.with_nodens == side && row.plot_name() == *name);
+    let share = |side: Side, name: &String, count: fn(&Row) -> u64| {
+        let of = rows.iter().filter(|row| row.nodens == side && row.plot_name() == *name);
         let (part, all) =
             of.fold((0, 0), |(part, all), row| (part + count(row), all + row.queries));
         percent(part, all)
     };
+    let is_there = |side: &Side| rows.iter().any(|row| row.nodens == *side);
+    let sides: Vec<_> = Side::ALL.into_iter().filter(is_there).collect();
     let plot = |title: &str, count: fn(&Row) -> u64| {
-        let series = [false, true].map(|side| Bars {
-            label: SIDES[usize::from(side)],
-            heights: names.iter().map(|name| share(side, name, count)).collect(),
-        });
+        let bars_of = |side: &Side| Bars {
+            label: side.label(),
+            heights: names.iter().map(|name| share(*side, name, count)).collect(),
+        };
+        let series: Vec<_> = sides.iter().map(bars_of).collect();
         let heights = series.iter().flat_map(|bars| bars.heights.iter().copied());
         // Room above for the legend.
         let most = heights.fold(1.0, f64::max) * 1.3;
         bars(&Axis::names(&names), &Axis::plain(title, 0.0, most, " %"), &series)
     };
-    Section::new("Lost queries, and those that waited")
+    Section::new(heading)
         .text("Share of queries that lost a datagram on the way there or back. Each costs an application the stub resolver's timeout.")
         .plot(&plot("lost", |row| row.lost))
         .text("Share of queries for which a stub resolver waited a second or longer, or gave up.")
@@ -94,9 +102,8 @@ fn losses(report: &Report) -> Section {
 /// Percentile curves of one scenario in one topology.
 fn latencies<'a>(first: &Row, rows: impl Iterator<Item = &'a Row>) -> Section {
     let rows: Vec<_> = rows.collect();
-    let label =
-        |row: &Row| format!("{} {}", row.family.as_str(), SIDES[usize::from(row.with_nodens)]);
-    let labels: Vec<_> = rows.iter().map(|row| label(row)).collect();
+    let label = |row: &&Row| format!("{} {}", row.family.as_str(), row.nodens.label());
+    let labels: Vec<_> = rows.iter().map(label).collect();
     let lines: Vec<_> = rows
         .iter()
         .zip(&labels)
@@ -104,9 +111,15 @@ fn latencies<'a>(first: &Row, rows: impl Iterator<Item = &'a Row>) -> Section {
         .collect();
     let shown = rows.iter().flat_map(|row| [row.latency_us[0], row.latency_us[4]]);
     let axis = Axis::latency(shown.map(|micros| Duration::from_micros(micros.max(1))));
-    Section::new(&format!("How long pods waited: {}", first.plot_name()))
+    let drivers = rows.iter().zip(&labels).filter_map(|(row, label)| {
+        let drivers = row.drivers.as_ref()?.told();
+        Some(format!("{label}: {drivers}"))
+    });
+    let drivers: String = drivers.collect();
+    let section = Section::new(&format!("How long pods waited: {}", first.plot_name()))
         .text(first.scenario.as_sentence())
-        .plot(&svg(&Axis::percentiles(), &axis, &lines))
+        .plot(&svg(&Axis::percentiles(), &axis, &lines));
+    if drivers.is_empty() { section } else { section.verbatim(&drivers) }
 }
 
 /// What became of queries over time, with what was done meanwhile.
@@ -138,7 +151,7 @@ fn story(row: &Row, timeline: &Timeline) -> Section {
         Axis::plain("time at which a query left", 0.0, end, " s"),
         Axis::plain("queries", 0.0, most, "/s"),
     );
-    let name = format!("{} {}", row.plot_name(), row.family.as_str());
+    let name = format!("{} {} {}", row.plot_name(), row.family.as_str(), row.nodens.label());
     Section::new(&format!("What happened: {name}"))
         .plot(&svg(&x, &y, &lines))
         .verbatim(&row.story().unwrap_or_default())
@@ -161,7 +174,7 @@ fn percent(part: u64, all: u64) -> f64 {
 impl Row {
     /// The scenario, and the topology, for titles.
     fn plot_name(&self) -> String {
-        format!("{:?} {:?}", self.scenario, self.topology).to_lowercase()
+        format!("{} {}", self.scenario.as_str(), self.topology.as_str())
     }
 
     /// Tells whether both belong into one plot of latencies: a repetition does not.

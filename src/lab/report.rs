@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::Run;
 use super::conntrack::{Counters, Entries};
+use super::drivers::{Drivers, Finds};
 use super::leftovers::Leftovers;
 use super::net::Family;
 use super::scenario::Scenario;
+use super::side::Side;
 use super::sockets::Overruns;
 use super::steady::{self, Event};
 use super::stream::TcpSum;
 use super::timeline::{Diary, Happening, Timeline};
 use super::topology::Topology;
-use super::{Run, Way};
 use crate::bench::Latencies;
 use crate::bench::plot::curve;
 use crate::dns::Rcode;
@@ -26,7 +28,8 @@ pub struct Row {
     pub topology: Topology,
     pub scenario: Scenario,
     pub family: Family,
-    pub with_nodens: bool,
+    /// Whether nodens ran, and how.
+    pub nodens: Side,
     /// Which repetition it is, from 0.
     pub turn: u32,
     pub queries: u64,
@@ -54,10 +57,14 @@ pub struct Row {
     pub entries: Option<Entries>,
     /// How often nodens fell open meanwhile; `null` where it is not asked, or dead.
     pub lapses: Option<u64>,
+    /// Queries that nodens had no room for and answered SERVFAIL.
+    pub shed: Option<u64>,
     /// Of the scenarios that keep connections.
     pub tcp: Option<TcpSum>,
     /// What happened when, where it matters.
     pub timeline: Option<Timeline>,
+    /// How soon executors knew their drivers (`spark`).
+    pub drivers: Option<Drivers>,
     /// What the killed daemon left on the node (`kill`).
     pub left_behind: Option<Leftovers>,
     /// The percentile curve of latencies, as plots draw it.
@@ -69,8 +76,6 @@ pub struct Row {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub kernel: String,
-    /// How queries reached nodens in the runs with it.
-    pub way: Way,
     /// How long a stub resolver waits before it asks again, in milliseconds.
     pub timeout_ms: u64,
     pub rows: Vec<Row>,
@@ -80,6 +85,7 @@ pub struct Report {
 pub(super) struct Sum {
     start: Instant,
     diary: Diary,
+    finds: Finds,
     /// When the last query left.
     last: Instant,
     pub queries: u64,
@@ -102,6 +108,7 @@ impl Sum {
         Self {
             start,
             diary: Diary::new(start),
+            finds: Finds::default(),
             last: start,
             queries: 0,
             lost: 0,
@@ -120,6 +127,9 @@ impl Sum {
         self.last = self.last.max(outcome.intended + outcome.late);
         if scenario.has_timeline() {
             self.diary.note(outcome);
+        }
+        if scenario == Scenario::Spark {
+            self.finds.note(outcome, self.start);
         }
         let after = outcome.intended.saturating_duration_since(self.start);
         let exists = outcome.rcode.map(|rcode| rcode == Rcode::NOERROR);
@@ -147,11 +157,12 @@ impl Sum {
         #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 queries")]
         let rate = self.queries as f64 / took.as_secs_f64();
         let timeline = run.scenario.has_timeline().then(|| self.diary.into_timeline(events));
+        let drivers = (run.scenario == Scenario::Spark).then(|| self.finds.into_drivers(events));
         Row {
             topology: run.topology,
             scenario: run.scenario,
             family: run.family,
-            with_nodens: run.with_nodens,
+            nodens: run.side,
             turn: run.turn,
             queries: self.queries,
             rate,
@@ -166,8 +177,10 @@ impl Sum {
             overruns: Overruns::default(),
             entries: None,
             lapses: None,
+            shed: None,
             tcp: None,
             timeline,
+            drivers,
             left_behind: None,
             curve: curve(&self.latencies),
         }
@@ -207,6 +220,8 @@ pub(super) const COLUMNS: [(&str, usize); 22] = [
 
 /// What the columns mean.
 pub(super) const LEGEND: &str = "\
+nodens    with: it takes over what is asked of the cluster DNS address, by rules that die with it; bind: it has that
+          address itself, as node-cache does, for comparison
 q/s       queries that really left in a second
 lost      datagrams without a response within the stub resolver's timeout; it then asks again
 failed    responses that say that something failed: SERVFAIL, REFUSED
@@ -225,19 +240,17 @@ pod ent.  conntrack entries on the node at the end of the run that a pod's packe
 impl Row {
     /// The cells, in the order of [`COLUMNS`].
     pub(super) fn cells(&self) -> [String; 22] {
-        let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         let millis = |micros: u64| format!("{}.{:02}", micros / 1000, micros % 1000 / 10);
         let [p50, _, p99, p999, _] = self.latency_us.map(millis);
         let [one, two, five] = self.stalls.map(|stalls| stalls.to_string());
         let counted = |read: fn(&Counters) -> u64| {
             self.conntrack.as_ref().map_or("?".to_owned(), |counters| read(counters).to_string())
         };
-        let side = if self.with_nodens { "with" } else { "without" };
         [
-            word(&self.topology),
-            word(&self.scenario),
+            self.topology.as_str().to_owned(),
+            self.scenario.as_str().to_owned(),
             self.family.as_str().to_owned(),
-            side.to_owned(),
+            self.nodens.as_str().to_owned(),
             self.queries.to_string(),
             format!("{:.0}", self.rate),
             self.lost.to_string(),
@@ -263,7 +276,7 @@ impl Row {
 impl fmt::Display for Report {
     /// Writes the table, then what its columns mean.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Linux {}; nodens is reached {}", self.kernel, told(self.way))?;
+        writeln!(f, "Linux {}", self.kernel)?;
         let write = |f: &mut fmt::Formatter<'_>, cells: &[String]| {
             for (index, (cell, (_, width))) in cells.iter().zip(COLUMNS).enumerate() {
                 // Words to the left, numbers to the right.
@@ -281,34 +294,26 @@ impl fmt::Display for Report {
         }
         for row in &self.rows {
             let Some(story) = row.story() else { continue };
-            let [topology, scenario, family, side, ..] = row.cells();
-            writeln!(f, "\n{topology} {scenario} {family} {side} nodens:")?;
+            let [topology, scenario, family, ..] = row.cells();
+            writeln!(f, "\n{topology} {scenario} {family} {}:", row.nodens.label())?;
             story.lines().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         write!(f, "\n{LEGEND}")
     }
 }
 
-/// How queries reach nodens, for people.
-pub(super) fn told(way: Way) -> &'static str {
-    match way {
-        Way::Takeover => "at the cluster DNS address itself, in takeover mode",
-        Way::Bind => {
-            "at the cluster DNS address, which it owns itself (bind mode, as node-cache does it)"
-        }
-    }
-}
-
 impl Row {
     /// What happened in the course of it, a line for each event; `None` where nothing did.
     pub(super) fn story(&self) -> Option<String> {
-        let timeline = self.timeline.as_ref().filter(|_| self.is_eventful())?;
-        let mut text = String::new();
-        for Happening { event, at_ms, in_flight, lost, settled_ms } in &timeline.events {
+        let mut text = self.drivers.as_ref().map(Drivers::told).unwrap_or_default();
+        let timeline = self.timeline.as_ref().filter(|_| self.is_eventful());
+        let events = timeline.map(|timeline| timeline.events.as_slice()).unwrap_or_default();
+        let step_ms = timeline.map_or(0.0, |timeline| timeline.step_ms as f64);
+        let end_ms = timeline.map_or(0.0, |timeline| timeline.lost.len() as f64 * step_ms);
+        for Happening { event, at_ms, in_flight, lost, settled_ms } in events {
             let deed = event.as_str();
-            let end_ms = timeline.lost.len() as f64 * timeline.step_ms as f64;
             // What is wrong in the last step is wrong for good.
-            let is_for_good = *at_ms as f64 + settled_ms + timeline.step_ms as f64 > end_ms;
+            let is_for_good = *at_ms as f64 + settled_ms + step_ms > end_ms;
             let wellness = match is_for_good && *settled_ms > 0.0 {
                 true => "not well again to the end".to_owned(),
                 false => format!("all well {settled_ms:.0} ms later"),
@@ -316,7 +321,8 @@ impl Row {
             text +=
                 &format!("at {at_ms} ms {deed}: {in_flight} in flight, {lost} lost, {wellness}\n");
         }
-        if let Some(TcpSum { connections, queries, broken, closed, refused }) = self.tcp {
+        let tcp = self.tcp.filter(|_| self.is_eventful());
+        if let Some(TcpSum { connections, queries, broken, closed, refused }) = tcp {
             text += &format!(
                 "{connections} TCP connections: {queries} queries, {broken} cut off before the response, \
                  {closed} closed while idle, {refused} refused\n"
@@ -328,12 +334,12 @@ impl Row {
             let (tables, addresses) = (tables.join(", "), addresses.join(", "));
             text += &format!("left behind: tables: {tables}; addresses: {addresses}\n");
         }
-        Some(text)
+        (!text.is_empty()).then_some(text)
     }
 
     /// Tells whether what happened concerned anybody: without nodens nobody is killed.
     pub(super) fn is_eventful(&self) -> bool {
-        self.with_nodens || self.scenario == Scenario::Churn
+        self.nodens != Side::Without || self.scenario == Scenario::Churn
     }
 }
 
@@ -361,7 +367,7 @@ mod tests {
         let run = Run {
             topology: Topology::Bridge,
             scenario: Scenario::Pair,
-            with_nodens: true,
+            side: Side::With,
             family: Family::V4,
             turn: 0,
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::net::Host;
+use super::side::Side;
 use super::steady::Act;
 use super::stream::TcpSum;
 use super::{LabError, race, steady, stream};
@@ -60,8 +61,23 @@ impl Scenario {
         Self::Upgrade,
     ];
 
+    /// Its name, as it is chosen by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Snat => "snat",
+            Self::Churn => "churn",
+            Self::Spark => "spark",
+            Self::Hdfs => "hdfs",
+            Self::Mixed => "mixed",
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Upgrade => "upgrade",
+        }
+    }
+
     /// What pods do in it, for people.
-    pub(super) fn as_sentence(self) -> &'static str {
+    pub fn as_sentence(self) -> &'static str {
         match self {
             Self::Pair => "A and AAAA at the same instant from one socket, a new socket each time.",
             Self::Snat => "Two pods ask at the same instant from the same source port.",
@@ -96,10 +112,7 @@ impl Scenario {
 
     /// Rounds that begin in a second, unless somebody wishes otherwise.
     pub(super) fn rate(self) -> u32 {
-        match self {
-            Self::Kill | Self::Stop | Self::Upgrade => 20_000,
-            _ => 1000,
-        }
+        if self.is_fault() { 20_000 } else { 1000 }
     }
 
     /// Rounds of a run at this rate, unless somebody wishes otherwise: what happens to nodens takes its time.
@@ -112,15 +125,42 @@ impl Scenario {
         }
     }
 
+    /// What is compared, unless somebody wishes otherwise: what happens to nodens happens to a daemon of
+    /// node-cache's kind too.
+    pub(super) fn sides(self) -> &'static [Side] {
+        if self.is_fault() { &Side::ALL } else { &[Side::Without, Side::With] }
+    }
+
+    /// Tells whether something happens to nodens.
+    pub(super) fn is_fault(self) -> bool {
+        matches!(self, Self::Kill | Self::Stop | Self::Upgrade)
+    }
+
+    /// Tells whether nodens must know the cluster zone itself, not ask the cluster DNS: only so it learns that
+    /// a name exists before what was said of it has run out.
+    pub(super) fn needs_zone(self) -> bool {
+        self == Self::Spark && cfg!(feature = "kubernetes")
+    }
+
     /// Tells whether it matters when which query was lost.
     pub(super) fn has_timeline(self) -> bool {
-        matches!(self, Self::Churn | Self::Kill | Self::Stop | Self::Upgrade)
+        self == Self::Churn || self.is_fault()
     }
 }
 
 /// The name of a Service of the lab.
 pub(super) fn service(number: u64) -> String {
-    format!("web-{}.default.svc.cluster.local", number % NAMES)
+    in_zone(&service_label(number))
+}
+
+/// The Service's own name.
+pub(super) fn service_label(number: u64) -> String {
+    format!("web-{}", number % NAMES)
+}
+
+/// The name in the cluster zone of a Service of the namespace `default`.
+pub(super) fn in_zone(service: &str) -> String {
+    format!("{service}.default.svc.cluster.local")
 }
 
 /// How a scenario runs.
@@ -166,11 +206,9 @@ pub(super) fn run(
     let (sender, outcomes) = mpsc::channel();
     std::thread::scope(|scope| {
         // It ends when all is fired and every outcome is known: then nobody holds the sender.
-        let firing = scope.spawn(move || match course.scenario {
-            Scenario::Kill | Scenario::Stop | Scenario::Upgrade => {
-                stream::fire(course, pods, act, sender).map(Some)
-            }
-            _ => collect(course, pods, act, sender).map(|()| None),
+        let firing = scope.spawn(move || match course.scenario.is_fault() {
+            true => stream::fire(course, pods, act, sender).map(Some),
+            false => collect(course, pods, act, sender).map(|()| None),
         });
         outcomes.iter().flatten().for_each(|outcome| take(&outcome));
         firing.join().unwrap_or(Err(LabError::Vanished("the load")))

@@ -1,18 +1,20 @@
 //! A lab that stands: the wired cluster, its servers, nodens on the node, and what happens to them.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::apiserver::ApiServer;
 use super::authority::{Authority, Zone};
 use super::conntrack::{self, Entries};
-use super::daemon::{Daemon, Signal, Way};
+use super::daemon::{Counts, Daemon, Knowledge, Signal};
 use super::endpoints::Endpoints;
 use super::foreign::Foreign;
 use super::leftovers::Leftovers;
 use super::net::{self, CLUSTER_DNS, DNS, Dual, Family, Net};
 use super::report::{Row, Sum};
 use super::scenario::{self, Course, NAMES, Scenario};
+use super::side::Side;
 use super::sockets::Overruns;
 use super::steady::{self, Event};
 use super::{LabError, Options, Run, STEPS, rules};
@@ -37,12 +39,13 @@ pub(super) struct Lab {
     zone: Zone,
     /// The newest last; none in the runs without nodens.
     daemons: Mutex<Vec<Daemon>>,
-    /// How queries reach nodens; none without it.
-    way: Option<Way>,
+    side: Side,
     /// What the node had before nodens came.
     before: Leftovers,
     /// What nodens knows of the cluster DNS.
     endpoints: Endpoints,
+    /// Where nodens has the cluster zone itself.
+    api: Option<ApiServer>,
     _servers: Vec<Server>,
 }
 
@@ -74,18 +77,26 @@ impl Lab {
         rules::translate_cluster_dns(net.node(), first_servers(&net))?;
         let before = Leftovers::read(net.node())?;
         let endpoints = Endpoints::new(first_servers(&net))?;
-        let way = run.with_nodens.then_some(options.way);
-        let daemons = Mutex::default();
-        let lab = Self { scenario, net, zone, daemons, way, endpoints, before, _servers: servers };
-        way.map(|way| lab.start_daemon(0, way)).transpose()?;
+        let (side, daemons) = (run.side, Mutex::default());
+        let knows_zone = side != Side::Without && scenario.needs_zone();
+        let api = knows_zone.then(|| api_server(&net)).transpose()?;
+        let lab =
+            Self { scenario, net, zone, daemons, side, before, endpoints, api, _servers: servers };
+        lab.start_daemon(0)?;
         Ok(lab)
     }
 
     /// Lets something happen to the cluster.
     fn act(&self, event: Event) -> Result<(), LabError> {
         match event {
-            Event::MakeDriver(job) => self.zone.put(&steady::driver(job), &DRIVER.both()),
-            Event::RemoveDriver(job) => self.zone.put(&steady::driver(job), &[]),
+            Event::MakeDriver(job) => {
+                self.zone.put(&scenario::in_zone(&steady::driver(job)), &DRIVER.both());
+                self.api.iter().for_each(|api| api.make_headless(&steady::driver(job), DRIVER));
+            }
+            Event::RemoveDriver(job) => {
+                self.zone.put(&scenario::in_zone(&steady::driver(job)), &[]);
+                self.api.iter().for_each(|api| api.delete_headless(&steady::driver(job), DRIVER));
+            }
             Event::RemoveServer => {
                 let Some(first) = self.net.servers.first() else { return Ok(()) };
                 // Nothing comes back: packets to a dead pod's address end somewhere.
@@ -101,18 +112,26 @@ impl Lab {
             Event::Stop => self.signal(Signal::Stop)?,
             Event::Continue => self.signal(Signal::Continue)?,
             Event::Upgrade => {
-                let Some(way) = self.way else { return Ok(()) };
-                self.start_daemon(1, way)?;
+                self.start_daemon(1)?;
                 self.signal(Signal::Terminate)?;
             }
         }
         Ok(())
     }
 
-    /// Starts nodens on the node, with the cluster DNS servers as its upstreams.
-    fn start_daemon(&self, number: u16, way: Way) -> Result<(), LabError> {
+    /// Starts nodens on the node, where there shall be one, with the cluster DNS servers as its upstreams.
+    fn start_daemon(&self, number: u16) -> Result<(), LabError> {
+        if self.side == Side::Without {
+            return Ok(());
+        }
         let below: Vec<_> = first_servers(&self.net).iter().map(|host| host.addresses).collect();
-        let daemon = Daemon::start(self.net.node(), number, way, (&self.endpoints, &below))?;
+        let kubeconfig = self.api.as_ref().map(ApiServer::kubeconfig);
+        let knowledge = Knowledge {
+            endpoints: &self.endpoints,
+            below: &below,
+            kubeconfig: kubeconfig.as_deref(),
+        };
+        let daemon = Daemon::start(self.net.node(), number, self.side, knowledge)?;
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
         Ok(())
     }
@@ -169,6 +188,7 @@ impl Lab {
         })?;
         let after = (conntrack::counters(node)?, Overruns::read(&self.net)?);
         let pods: Vec<_> = self.net.pods.iter().map(|pod| pod.addresses.of(run.family)).collect();
+        let counts = self.counts()?;
         let events = events.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Row {
             conntrack: after.0.zip(before.0).map(|(after, before)| after.since(before)),
@@ -176,7 +196,8 @@ impl Lab {
             entries: Entries::read(node, &pods)?,
             tcp,
             left_behind: self.left_behind()?,
-            lapses: self.lapses()?,
+            lapses: counts.map(|counts| counts.lapses),
+            shed: counts.map(|counts| counts.shed),
             ..sum.into_row(run, &events)
         })
     }
@@ -189,15 +210,15 @@ impl Lab {
         warm_up(&self.net.pods, SocketAddr::new(CLUSTER_DNS.of(family), DNS))
     }
 
-    /// How often the newest daemon fell open.
-    fn lapses(&self) -> Result<Option<u64>, LabError> {
+    /// What the newest daemon has counted.
+    fn counts(&self) -> Result<Option<Counts>, LabError> {
         let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
-        daemons.last().map_or(Ok(None), |daemon| daemon.lapses(self.net.node()))
+        daemons.last().map_or(Ok(None), |daemon| daemon.counts(self.net.node()))
     }
 
     /// What nodens left on the node when it was killed.
     fn left_behind(&self) -> Result<Option<Leftovers>, LabError> {
-        if self.scenario != Scenario::Kill || self.way.is_none() {
+        if self.scenario != Scenario::Kill || self.side == Side::Without {
             return Ok(None);
         }
         Ok(Some(Leftovers::read(self.net.node())?.beyond(&self.before)))
@@ -233,12 +254,24 @@ fn ask_until_heard(question: &Ask) -> Result<(), AskError> {
 fn services() -> Zone {
     let zone = Zone::new();
     for number in 0..NAMES {
-        let host = u8::try_from(number).unwrap_or_default();
-        let v4 = Ipv4Addr::new(10, 96, 1, host);
-        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x96, 1, 0, 0, 0, u16::from(host));
-        zone.put(&scenario::service(number), &[v4.into(), v6.into()]);
+        zone.put(&scenario::service(number), &service_address(number).both());
     }
     zone
+}
+
+/// The address of a Service.
+fn service_address(number: u64) -> Dual {
+    let host = u8::try_from(number).unwrap_or_default();
+    Dual::new([10, 96, 1, host], [0xfd00, 0x10, 0x96, 1, 0, 0, 0, u16::from(host)])
+}
+
+/// An API server on the node that knows the same Services.
+fn api_server(net: &Net) -> Result<ApiServer, LabError> {
+    let api = ApiServer::start(net.node())?;
+    for number in 0..NAMES {
+        api.make_service(&scenario::service_label(number), service_address(number));
+    }
+    Ok(api)
 }
 
 /// Adds the data nodes of a Hadoop cluster, and names outside the cluster.

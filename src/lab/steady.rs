@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::LabError;
 use super::net::{Dual, Host};
-use super::scenario::{Course, Scenario, service};
+use super::scenario::{Course, Scenario, in_zone, service};
 use crate::clock;
 use crate::dns::Qtype;
 use crate::dns::text::reverse_name;
@@ -77,9 +77,14 @@ struct Shot {
     qtypes: &'static [Qtype],
 }
 
-/// The name of a Spark driver.
+/// The name of a Spark driver's Service.
 pub(super) fn driver(job: u64) -> String {
-    format!("driver-{job}.default.svc.cluster.local")
+    format!("driver-{job}")
+}
+
+/// The Spark job whose executors ask at this time since the start.
+pub(super) fn job_at(after: Duration) -> u64 {
+    u64::try_from(after.as_nanos() / JOB.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The name and the address of a data node.
@@ -179,7 +184,8 @@ fn shot(course: &Course, number: u64) -> Shot {
             let (job, ask) = (number / per_job(), number % per_job());
             let executors = u64::from(Scenario::Spark.pods());
             let after = JOB * times(job) + ASK * times(ask / executors);
-            Shot { after, pod: ask % executors, qnames: vec![driver(job)], qtypes: both }
+            let qnames = vec![in_zone(&driver(job))];
+            Shot { after, pod: ask % executors, qnames, qtypes: both }
         }
         Scenario::Hdfs => {
             let (restart, ask) = (number / per_restart(), number % per_restart());
@@ -275,7 +281,7 @@ mod tests {
         assert_eq!(events.len(), 8);
         assert_eq!(events[0], (Duration::from_millis(550), Event::MakeDriver(0)));
         let last = shot(&course, 3999);
-        assert_eq!(last.qnames, [driver(3)]);
+        assert_eq!(last.qnames, ["driver-3.default.svc.cluster.local"]);
         assert_eq!((last.after, last.pod), (Duration::from_millis(7900), 49));
         let stale =
             |millis, exists| is_stale(Scenario::Spark, Duration::from_millis(millis), exists);

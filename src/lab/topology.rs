@@ -36,6 +36,26 @@ impl Topology {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Bridge, Self::Vxlan, Self::Routed, Self::Macvlan];
 
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Vxlan => "vxlan",
+            Self::Routed => "routed",
+            Self::Macvlan => "macvlan",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn as_sentence(self) -> &'static str {
+        match self {
+            Self::Bridge => "A bridge, as with Docker and kubenet",
+            Self::Vxlan => "A bridge, and the cluster DNS behind a tunnel, as with Flannel",
+            Self::Routed => "Host routes and proxied ARP, as with Calico",
+            Self::Macvlan => "Links on top of the node's network card",
+        }
+    }
+
     /// Builds nodes, `pods` pods and the cluster DNS's hosts, and wires them.
     ///
     /// # Errors

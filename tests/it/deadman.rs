@@ -12,19 +12,23 @@ use crate::harness::process::cannot_run;
 use crate::harness::{Daemon, namespace, needs, until};
 use crate::takeover::{is_claiming, needs_node, start, upstream};
 
+/// Where the kernel tells of the thread of this name.
+fn task(daemon: &Daemon, name: &str) -> PathBuf {
+    let tasks = format!("/proc/{}/task", daemon.process.pid());
+    let is_it = |path: &PathBuf| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let mut tasks = fs::read_dir(tasks).expect("it lives").map(|task| task.expect("one").path());
+    tasks.find(is_it).unwrap_or_else(|| panic!("no thread {name}"))
+}
+
 /// One thread of a process, held by ptrace until it is dropped; the others go on.
 struct Held(libc::pid_t);
 
 impl Held {
     /// Holds the thread of this name.
     fn take(daemon: &Daemon, name: &str) -> Self {
-        let tasks = format!("/proc/{}/task", daemon.process.pid());
-        let is_it = |path: &PathBuf| {
-            fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
-        };
-        let mut tasks =
-            fs::read_dir(tasks).expect("it lives").map(|task| task.expect("one").path());
-        let path = tasks.find(is_it).unwrap_or_else(|| panic!("no thread {name}"));
+        let path = task(daemon, name);
         let thread = path.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok());
         let thread: libc::pid_t = thread.expect("a number");
         let null = std::ptr::null_mut::<libc::c_void>();
@@ -168,12 +172,69 @@ fn drummer() -> (UdpSocket, u16) {
     (socket, port.and_then(|port| port.parse().ok()).expect("a port"))
 }
 
+/// What the daemon's own heartbeat has cost so far.
+#[derive(Clone, Copy)]
+struct Cost {
+    beats: f64,
+    /// Of its thread: on a core, and waiting for one; each time that it wakes.
+    on_core: Duration,
+    waiting: Duration,
+    turns: u32,
+}
+
+impl Cost {
+    /// Reads it; `None` where the kernel keeps no such account.
+    fn read(daemon: &Daemon) -> Option<Self> {
+        let text = fs::read_to_string(task(daemon, "heartbeat").join("schedstat")).ok()?;
+        let mut numbers = text.split_whitespace().map_while(|word| word.parse::<u64>().ok());
+        let (on_core, waiting) = (numbers.next()?, numbers.next()?);
+        Some(Self {
+            beats: daemon.metric("nodens_intercept_beats_total", ""),
+            on_core: Duration::from_nanos(on_core),
+            waiting: Duration::from_nanos(waiting),
+            turns: u32::try_from(numbers.next()?).expect("few"),
+        })
+    }
+
+    /// Says what came on top of `before`; the time on a core for each turn.
+    fn since(self, before: Self, when: &str) -> Duration {
+        let turns = (self.turns - before.turns).max(1);
+        let on_core = (self.on_core - before.on_core) / turns;
+        println!(
+            "the heartbeat itself, {when}: {} beats; a turn takes {on_core:?} of CPU, and waits {:?} for a core",
+            self.beats - before.beats,
+            (self.waiting - before.waiting) / turns
+        );
+        on_core
+    }
+}
+
+/// A table of many rules: how many, and its text.
+fn many_rules() -> (u32, String) {
+    // Without root's socket buffers no larger batch is taken.
+    // SAFETY: a plain system call.
+    let count = if unsafe { libc::geteuid() } == 0 { 20_000 } else { 500 };
+    let rule = |n: u32| format!("  ip saddr 198.18.{}.{} counter\n", n >> 8 & 0xff, n & 0xff);
+    let rules: String = (0..count).map(rule).collect();
+    (count, format!("table inet many {{\n chain many {{\n{rules} }}\n}}\n"))
+}
+
 #[test]
 fn a_beat_waits_for_nobody_while_others_load_20000_rules() {
     needs_node!();
     namespace::inside(|| {
         let (_node, upstream) = (Node::new(), upstream());
         let daemon = start(upstream.address);
+        let begun = Cost::read(&daemon);
+        std::thread::sleep(Duration::from_secs(3));
+        let idle = Cost::read(&daemon);
+        match begun.zip(idle) {
+            // At 4 turns a second less than a hundredth of a core, whatever the build.
+            Some((begun, idle)) => {
+                assert!(idle.since(begun, "idle") < Duration::from_millis(2));
+            }
+            None => cannot_run("the kernel keeps no account of threads (CONFIG_SCHED_INFO)"),
+        }
         let (socket, port) = drummer();
         let beat = || {
             let begun = Instant::now();
@@ -184,14 +245,8 @@ fn a_beat_waits_for_nobody_while_others_load_20000_rules() {
         };
         let mut quiet: Vec<_> = (0..10_000).map(|_| beat()).collect();
         quiet.sort();
-        // Without root's socket buffers no larger batch is taken.
-        // SAFETY: a plain system call.
-        let count = if unsafe { libc::geteuid() } == 0 { 20_000u32 } else { 500 };
-        let mut rules = String::from("table inet many {\n chain many {\n");
-        (0..count).for_each(|n| {
-            rules += &format!("  ip saddr 198.18.{}.{} counter\n", n >> 8 & 0xff, n & 0xff);
-        });
-        rules += " }\n}\n";
+        let (count, rules) = many_rules();
+        let before = Cost::read(&daemon);
         let mut busy = std::thread::scope(|scope| {
             let loads = scope.spawn(|| {
                 (0..3).for_each(|_| {
@@ -208,6 +263,10 @@ fn a_beat_waits_for_nobody_while_others_load_20000_rules() {
             waits
         });
         busy.sort();
+        if let Some((before, after)) = before.zip(Cost::read(&daemon)) {
+            after.since(before, "while rules were loaded");
+            assert!(after.beats > before.beats, "it beats meanwhile:\n{}", daemon.log());
+        }
         println!(
             "a beat: median {:?} when quiet; median {:?}, longest {:?} of {} while {count} rules were \
              loaded and removed three times",

@@ -74,7 +74,7 @@ fn pods_and_host_processes_are_answered_by_us_without_conntrack() {
 #[test]
 fn a_killed_daemon_leaves_the_ordinary_path_and_the_next_collects_what_it_left() {
     needs_node!();
-    namespace::inside(|| {
+    namespace::inside_fairly(|| {
         let (node, upstream) = (Node::new(), upstream());
         for round in 0..3 {
             let mut daemon = start(upstream.address);
@@ -93,7 +93,7 @@ fn a_killed_daemon_leaves_the_ordinary_path_and_the_next_collects_what_it_left()
 #[test]
 fn a_stopped_daemon_falls_open_within_a_second_and_comes_back_when_it_goes_on() {
     needs_node!();
-    namespace::inside(|| {
+    namespace::inside_fairly(|| {
         let (node, upstream) = (Node::new(), upstream());
         let daemon = start(upstream.address);
         for round in 1..=rounds() {
@@ -126,7 +126,7 @@ fn a_stopped_daemon_falls_open_within_a_second_and_comes_back_when_it_goes_on() 
 #[test]
 fn a_second_instance_takes_over_and_the_first_drains() {
     needs_node!();
-    namespace::inside(|| {
+    namespace::inside_fairly(|| {
         let (node, old_upstream, new_upstream) = (Node::new(), upstream(), upstream());
         let mut old = start(old_upstream.address);
         let server = server(ASKED[0]);
@@ -335,7 +335,7 @@ pub fn load(node: &Node, seconds: u64) -> Report {
 fn an_upgrade_under_load_loses_nothing_and_owes_no_connection_a_response() {
     needs_node!();
     needs!("dnsperf");
-    namespace::inside(|| {
+    namespace::inside_fairly(|| {
         let (node, upstream) = (Node::new(), upstream());
         let mut old = start(upstream.address);
         for round in 0..rounds() {
@@ -372,7 +372,7 @@ fn an_upgrade_under_load_loses_nothing_and_owes_no_connection_a_response() {
 fn a_kill_under_load_loses_only_what_was_in_flight() {
     needs_node!();
     needs!("dnsperf");
-    namespace::inside(|| {
+    namespace::inside_fairly(|| {
         let (node, upstream) = (Node::new(), upstream());
         for round in 0..rounds() {
             let daemon = start(upstream.address);

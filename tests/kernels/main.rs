@@ -35,6 +35,7 @@ fn has_owner_tables() -> bool {
 fn lab(scenario: &str, rounds: u64, seed: u64) -> [serde_json::Value; 2] {
     let output = Command::new(env!("CARGO_BIN_EXE_nodens"))
         .args(["lab", "--scenario", scenario, "--topology", "bridge", "--family", "ipv4", "--json"])
+        .args(["--nodens", "without", "--nodens", "with"])
         .args(["--rounds", &rounds.to_string(), "--rate", "100", "--seed", &seed.to_string()])
         .output()
         .expect("the executable starts");

@@ -21,6 +21,7 @@ pub mod statistics;
 pub mod stubs;
 pub mod unbound;
 pub mod wire;
+pub mod witness;
 
 pub use daemon::{Daemon, Setup};
 pub use knot::Knot;

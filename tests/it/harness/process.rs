@@ -41,13 +41,19 @@ pub fn all_present(programs: &[&str]) -> bool {
 /// # Panics
 /// When `CI` is `true`.
 pub fn cannot_run(why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "NOT RUN: {why}");
+    say_loudly(&format!("NOT RUN: {why}"));
+}
+
+/// Says on standard error what has to be heard of the calling test, though it may be green.
+pub fn say_loudly(what: &str) {
     let thread = std::thread::current();
-    let text = format!("NOT RUN: {}: {why}", thread.name().unwrap_or("a test"));
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{text}");
+    let text = format!("{}: {what}\n", thread.name().unwrap_or("a test"));
     // Past libtest's capture, which would hide it in a green run.
-    let _ = std::fs::OpenOptions::new().write(true).open("/dev/stderr").and_then(|mut stderr| {
-        std::io::Write::write_all(&mut stderr, format!("{text}\n").as_bytes())
-    });
+    let _ = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/stderr")
+        .and_then(|mut stderr| std::io::Write::write_all(&mut stderr, text.as_bytes()));
 }
 
 /// A command for `program`, found where Debian puts it.
