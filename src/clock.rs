@@ -9,7 +9,7 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The wall clock, for people: logs and reports only.
+/// The wall clock, for people: logs and reports; and to compare with what the kernel stamps by it.
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }

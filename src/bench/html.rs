@@ -129,8 +129,8 @@ fn legend() -> Section {
     Section::new("What the columns mean")
         .text(
             "A lookup is what an application waits for: with pairs, A and AAAA at once from one socket, with \
-             the retries of its stub resolver. It counts from when it should have left to when the \
-             application can go on, in an open loop; also when the application gives up.",
+             the retries of its stub resolver. It counts from when it should have left to when its last \
+             response is at this host, also when its application gives up.",
         )
         .text(
             "≥1s: lookups that took a second or longer. timeouts: lookups that ended in an error, for lack \

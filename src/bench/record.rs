@@ -29,8 +29,10 @@ pub struct Record {
     pub latencies: Latencies,
     /// The same, quicker to read while it goes on.
     pub live: Latencies,
-    /// How much of it is the load's own.
+    /// How much of it is the load's own: lookups left so late.
     pub late: Latencies,
+    /// How long last responses lay here before the load read them, which is in no latency.
+    pub unread: Latencies,
     pub stalls: [u64; 3],
     pub slices: Vec<Slice>,
     start: Instant,
@@ -60,6 +62,7 @@ impl Record {
             latencies: Latencies::default(),
             live: Latencies::with_digits(2),
             late: Latencies::with_digits(2),
+            unread: Latencies::with_digits(2),
             stalls: [0; 3],
             slices: Vec::new(),
             start,
@@ -90,6 +93,9 @@ impl Record {
         self.latencies.record(done.took);
         self.live.record(done.took);
         self.late.record(done.late);
+        if let Some(unread) = done.unread {
+            self.unread.record(unread);
+        }
         let waited = done.took.saturating_sub(done.late);
         for (stalls, least) in self.stalls.iter_mut().zip(STALLS) {
             *stalls += u64::from(waited >= least);
@@ -136,6 +142,7 @@ impl Record {
         self.latencies.add(&other.latencies);
         self.live.add(&other.live);
         self.late.add(&other.late);
+        self.unread.add(&other.unread);
         for (ours, theirs) in self.stalls.iter_mut().zip(other.stalls) {
             *ours += theirs;
         }

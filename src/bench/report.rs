@@ -1,4 +1,4 @@
-//! What came of a run, as values: the JSON schema `nodens-bench/1`.
+//! What came of a run, as values: the JSON schema `nodens-bench/2`.
 //!
 //! Everything that people and machines are shown is made of this alone, so a report can be shown anew.
 
@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Latencies;
 use super::conntrack::Counters;
 use super::plot;
 use super::record::{Record, Slice};
 use crate::dns::Rcode;
 
 /// The name of the schema; another number means that older readers would misread it.
-pub const SCHEMA: &str = "nodens-bench/1";
+pub const SCHEMA: &str = "nodens-bench/2";
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,16 +53,27 @@ pub struct Load {
     pub resolver: String,
     pub timeout_ms: f64,
     pub tries: u32,
+    /// The search list, and how many dots make a name be tried before it.
+    pub search: Vec<String>,
+    pub ndots: usize,
     /// Queries wanted per second and server; `null` in a closed loop.
     pub wanted_qps: Option<f64>,
+    /// Lookups on their way to each server at any time; `null` in an open loop.
+    pub in_flight: Option<u32>,
     /// Queries that left per second and server, retries left out.
     pub held_qps: f64,
     pub duration_s: f64,
+    /// Lookups for each server; `null`: as many as the time allows.
+    pub count: Option<u64>,
     pub warm_up_s: f64,
     pub threads: u64,
     /// Sockets kept per server and thread; `null`: a new one for each lookup.
     pub sockets: Option<u32>,
     pub sources: Vec<String>,
+    /// Local ports, used in turns; `null`: the kernel's choice.
+    pub ports: Option<String>,
+    /// The file of the only roots that were trusted; `null`: Mozilla's.
+    pub tls_ca: Option<String>,
     /// Lookups for which there was no time.
     pub never_left: u64,
     /// Lookups that were waiting when it was interrupted.
@@ -74,6 +86,8 @@ pub struct Server {
     /// Its label, else its address.
     pub name: String,
     pub address: String,
+    /// As the command line named it, without a label.
+    pub written: String,
     /// `udp`, `tcp` or `tls`.
     pub carrier: String,
     /// What applications waited for.
@@ -92,10 +106,14 @@ pub struct Server {
     /// Responses cut off; a stub resolver would ask again by TCP, which is not in the latencies.
     pub truncated: u64,
     pub rcodes: BTreeMap<String, u64>,
-    /// Microseconds per lookup, from when it should have left until the application could go on.
+    /// Microseconds per lookup, from when it should have left until its last response was at this host, or
+    /// its application gave up.
     pub latency_us: Percentiles,
-    /// 99 of 100 lookups owe no more than this to the load itself, in microseconds.
-    pub late_p99_us: f64,
+    /// Of that, how late lookups left: the load's own part.
+    pub late_us: Own,
+    /// How long last responses lay at this host until the load read them, which is in no latency; `null`
+    /// where the kernel does not tell, and `latency_us` ends with the reading.
+    pub unread_us: Option<Own>,
     pub stalls: Stalls,
     /// Share of lookups, and the microseconds that they did not exceed.
     pub distribution: Vec<(f64, f64)>,
@@ -113,6 +131,15 @@ pub struct Percentiles {
     pub p999: f64,
     #[serde(rename = "p99.99")]
     pub p9999: f64,
+    pub max: f64,
+}
+
+/// Microseconds that the load itself took.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Own {
+    pub mean: f64,
+    pub p50: f64,
+    pub p99: f64,
     pub max: f64,
 }
 
@@ -170,8 +197,9 @@ pub struct Comparison {
 }
 
 impl Server {
-    /// What was counted for one server.
-    pub fn new(name: &str, address: &str, carrier: &str, record: &Record) -> Self {
+    /// What was counted for one server: its name, its address, as written, its carrier.
+    pub fn new(target: [&str; 4], record: &Record) -> Self {
+        let [name, address, written, carrier] = target.map(str::to_owned);
         let micros = |share| micros(record.latencies.quantile(share));
         let [one, two, five] = record.stalls;
         let rcodes = record.rcodes.iter().map(|(rcode, count)| (Rcode(*rcode).to_string(), *count));
@@ -179,9 +207,10 @@ impl Server {
         let slices = record.slices.iter().enumerate();
         let slice_s = record.slice().as_secs_f64();
         Self {
-            name: name.to_owned(),
-            address: address.to_owned(),
-            carrier: carrier.to_owned(),
+            name,
+            address,
+            written,
+            carrier,
             lookups: record.lookups,
             timeouts: record.gave_up,
             partial: record.partial,
@@ -200,7 +229,8 @@ impl Server {
                 p9999: micros(0.9999),
                 max: self::micros(record.latencies.max()),
             },
-            late_p99_us: self::micros(record.late.quantile(0.99)),
+            late_us: Own::of(&record.late),
+            unread_us: (record.unread.count() > 0).then(|| Own::of(&record.unread)),
             stalls: Stalls { one, two, five },
             distribution: shares.into_iter().map(|share| (share, micros(share))).collect(),
             slices: slices.map(|(at, slice)| SliceReport::new(at, slice_s, slice)).collect(),
@@ -211,6 +241,15 @@ impl Server {
     pub fn failed(&self) -> u64 {
         let is_failure = |name: &&String| !["NOERROR", "NXDOMAIN"].contains(&name.as_str());
         self.rcodes.iter().filter(|(name, _)| is_failure(name)).map(|(_, count)| count).sum()
+    }
+}
+
+impl Own {
+    /// What was counted.
+    fn of(latencies: &Latencies) -> Self {
+        let share = |share| micros(latencies.quantile(share));
+        let (mean, max) = (micros(latencies.mean()), micros(latencies.max()));
+        Self { mean, p50: share(0.5), p99: share(0.99), max }
     }
 }
 

@@ -27,6 +27,10 @@ const LEAD: Duration = Duration::from_millis(50);
 const FIRST: Duration = Duration::from_secs(1);
 /// Of what was due, this much must have left, else the load was the bottleneck.
 const HELD: f64 = 0.99;
+/// Lookups that leave late by more than this share of their latency are told, unless it is a little time.
+const LATE: f64 = 0.1;
+/// A little time, in microseconds: below it a scheduler cannot do much better.
+const LITTLE_US: f64 = 100.0;
 /// So many spare descriptors the process needs for itself.
 const SPARE: u64 = 64;
 
@@ -43,6 +47,8 @@ pub enum Carrier {
 pub struct Target {
     /// For people and for the baseline.
     pub name: String,
+    /// As it was asked for.
+    pub written: String,
     pub address: SocketAddr,
     pub carrier: Carrier,
 }
@@ -124,13 +130,10 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, BenchError> {
     };
     let lasted = stopped.saturating_duration_since(start).min(plan.duration);
     for (target, record) in plan.targets.iter().zip(&records) {
-        let carrier = target.carrier.name();
-        report.servers.push(Server::new(
-            &target.name,
-            &target.address.to_string(),
-            carrier,
-            record,
-        ));
+        let (address, carrier) = (target.address.to_string(), target.carrier.name());
+        report
+            .servers
+            .push(Server::new([&target.name, &address, &target.written, carrier], record));
     }
     settle(&mut report, &courses, lasted, stop.load(Ordering::Relaxed));
     Ok(report)
@@ -331,6 +334,7 @@ fn settle(report: &mut Report, courses: &[Course], lasted: Duration, is_stopped:
             due.saturating_sub(fired)
         ));
     }
+    report.remarks.extend(report.servers.iter().filter_map(lateness));
     let mut broke: Vec<_> = courses.iter().filter_map(|course| course.broke.clone()).collect();
     broke.dedup();
     report.is_complete = broke.is_empty() && !is_stopped;
@@ -345,4 +349,19 @@ fn settle(report: &mut Report, courses: &[Course], lasted: Duration, is_stopped:
     if refused > 0 {
         report.remarks.push(format!("{refused} times nobody listened at a server"));
     }
+}
+
+/// What is to be said of the load's own part in a server's latencies, when it is no small one.
+fn lateness(server: &Server) -> Option<String> {
+    let (late, latency) = (server.late_us, server.latency_us);
+    let is_much = |late: f64, whole: f64| late > LITTLE_US && late > LATE * whole;
+    (is_much(late.p99, latency.p99) || is_much(late.p50, latency.p50)).then(|| {
+        format!(
+            "{}: half of all lookups left {} late or more, one of a hundred {} or more: this machine had no time \
+             for the load, and latencies hold that",
+            server.name,
+            text::time(late.p50),
+            text::time(late.p99)
+        )
+    })
 }

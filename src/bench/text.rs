@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::conntrack::Counters;
-use super::report::{Comparison, Report, Server, Verdict};
+use super::report::{Comparison, Own, Report, Server, Verdict};
 
 /// Microseconds as people read them.
 pub fn time(micros: f64) -> String {
@@ -85,6 +85,7 @@ impl Report {
                 let _ = write!(line, "; {count} {what}");
             }
             notes.push(line);
+            notes.push(server.own_part());
         }
         if let Some(counted) = self.conntrack.filter(|counted| *counted != Counters::default()) {
             notes.push(format!(
@@ -93,6 +94,24 @@ impl Report {
             ));
         }
         notes
+    }
+}
+
+impl Server {
+    /// The load's own part: what of it is in the latencies, and what is not.
+    fn own_part(&self) -> String {
+        let both = |of: &Own| format!("p50 {}, p99 {}", time(of.p50), time(of.p99));
+        let unread = match &self.unread_us {
+            Some(unread) => {
+                format!("responses lay unread for {}, which is in no latency", both(unread))
+            }
+            None => "a latency ends when the response is read".to_owned(),
+        };
+        format!(
+            "{}: the load itself sent {} late, which is in the latencies; {unread}",
+            self.name,
+            both(&self.late_us)
+        )
     }
 }
 

@@ -204,11 +204,17 @@ impl BenchPlan {
             resolver: format!("{:?}", habit.resolver).to_lowercase(),
             timeout_ms: habit.timeout.as_secs_f64() * 1000.0,
             tries: habit.tries,
+            search: self.search.clone(),
+            ndots: self.ndots,
             wanted_qps: self.closed.is_none().then_some(f64::from(self.qps)),
+            in_flight: self.closed,
+            count: self.count,
             duration_s: duration.as_secs_f64(),
             warm_up_s: if self.count.is_some() { 0.0 } else { self.warm_up.as_secs_f64() },
             sockets: self.sockets,
             sources: self.sources.iter().map(ToString::to_string).collect(),
+            ports: self.ports.as_ref().map(|ports| format!("{}-{}", ports.start(), ports.end())),
+            tls_ca: self.tls_ca.as_ref().map(|path| path.display().to_string()),
             ..report::Load::default()
         }
     }
@@ -297,8 +303,54 @@ impl BenchPlan {
                     return Err(Failure::Usage(format!("{server} {what}")));
                 }
             };
-            Ok(Target { name: label.unwrap_or(server).to_owned(), address, carrier })
+            let name = label.unwrap_or(server).to_owned();
+            Ok(Target { name, written: server.to_owned(), address, carrier })
         };
         self.servers.iter().map(target).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Command;
+
+    use super::*;
+
+    /// Where the report tells of each argument, below `load`; the servers have a place of their own.
+    const TOLD: &[(&str, &str)] = &[
+        ("servers", ""),
+        ("pairs", "model"),
+        ("single", "model"),
+        ("qps", "wanted_qps"),
+        ("closed", "in_flight"),
+        ("duration", "duration_s"),
+        ("count", "count"),
+        ("warm_up", "warm_up_s"),
+        ("names", "names"),
+        ("name", "names"),
+        ("set", "names"),
+        ("kubeconfig", "names"),
+        ("search", "search"),
+        ("ndots", "ndots"),
+        ("resolver", "resolver"),
+        ("timeout", "timeout_ms"),
+        ("tries", "tries"),
+        ("sources", "sources"),
+        ("ports", "ports"),
+        ("sockets", "sockets"),
+        ("threads", "threads"),
+        ("tls_ca", "tls_ca"),
+    ];
+
+    #[test]
+    fn every_argument_that_makes_the_load_is_in_the_report() {
+        let facts = serde_json::to_value(report::Load::default()).expect("plain values");
+        let command = BenchPlan::augment_args(Command::new("bench"));
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            let told = TOLD.iter().find(|(known, _)| *known == id).map(|(_, field)| *field);
+            let field = told.unwrap_or_else(|| panic!("the report does not tell of {id}"));
+            assert!(field.is_empty() || facts.get(field).is_some(), "{id}: no field {field}");
+        }
     }
 }

@@ -72,6 +72,13 @@ impl Load {
         turn
     }
 
+    /// The local address of the `turn`-th lookup, all servers are asked from the same; `None` is the
+    /// kernel's choice.
+    pub(super) fn source(&self, turn: u64) -> Option<IpAddr> {
+        let count = u64::try_from(self.sources.len()).ok().filter(|count| *count > 0)?;
+        self.sources.get(usize::try_from(self.round(turn) % count).unwrap_or(0)).copied()
+    }
+
     /// The local port of the `turn`-th lookup; 0 is the kernel's choice.
     pub(super) fn port(&self, turn: u64) -> u16 {
         let Some(ports) = &self.ports else { return 0 };
@@ -81,9 +88,13 @@ impl Load {
 
     /// Which names the `turn`-th lookup asks for: all servers are asked for the same.
     pub(super) fn wanted(&self, turn: u64) -> usize {
-        let round = turn / u64::try_from(self.servers.len().max(1)).unwrap_or(1);
         let count = u64::try_from(self.wanted.len().max(1)).unwrap_or(1);
-        usize::try_from(round % count).unwrap_or(0)
+        usize::try_from(self.round(turn) % count).unwrap_or(0)
+    }
+
+    /// How often each server has been asked before the `turn`-th lookup.
+    fn round(&self, turn: u64) -> u64 {
+        turn / u64::try_from(self.servers.len().max(1)).unwrap_or(1)
     }
 }
 
@@ -103,10 +114,13 @@ pub struct Done {
     pub end: End,
     /// When it should have left.
     pub intended: Instant,
-    /// From then until the application can go on.
+    /// From then until the last response is here, or the application gives up.
     pub took: Duration,
-    /// How much of that is the load's own.
+    /// How much of that is the load's own: it left so late.
     pub late: Duration,
+    /// How long the last response lay here before the load read it, which is not in `took`; `None` where
+    /// the kernel does not tell when it came.
+    pub unread: Option<Duration>,
     /// Datagrams, or messages on a connection.
     pub sent: u32,
     /// Of those, the ones that were sent again.

@@ -2,18 +2,21 @@
 //!
 //! Open loop: what is due leaves, whatever has become of those before, and latency counts from when it
 //! should have left. Closed loop: a lookup leaves when one before it has ended. No allocation per query.
+//!
+//! The thread is on time because it sleeps only until shortly before something is due and spins the rest,
+//! with the socket ready. It may read late: the kernel has stamped when the response came.
 
 use std::collections::VecDeque;
 use std::io;
-use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::MAX_BATCH;
 use super::demand::{Course, Done, Load, Pace};
-use super::flight::{Flight, Lane, messages, reason};
+use super::flight::{Flight, messages, reason};
 use super::habit::{Asking, Questions, Resolver, Step};
-use super::sockets::{self, Inbox, Outbox, Poll};
+use super::rack::{Rack, Token};
+use super::sockets::{self, Inbox, Outbox};
 use super::wanted;
 use crate::clock;
 
@@ -21,21 +24,18 @@ use crate::clock;
 const SPIN: Duration = Duration::from_micros(60);
 /// Lookups that leave together are made ready so long before.
 const AIM: Duration = Duration::from_micros(40);
-/// Kept sockets have tokens from here on.
-const KEPT: u64 = 1 << 63;
 
 /// One thread's state.
 struct Engine<'a, F> {
     load: &'a Load,
     take: F,
-    poll: Poll,
+    rack: Rack,
     inbox: Inbox,
     outbox: Outbox,
     flights: Vec<Flight>,
     free: Vec<usize>,
     /// In the order of their deadlines: all patience is the same.
     deadlines: VecDeque<(Instant, usize, u32)>,
-    lanes: Vec<Lane>,
     rounds: usize,
     turn: u64,
     live: u64,
@@ -52,40 +52,23 @@ pub fn run(load: &Load, stop: &AtomicBool, take: impl FnMut(&Done)) -> io::Resul
     let mut engine = Engine {
         load,
         take,
-        poll: Poll::new()?,
-        inbox: Inbox::default(),
+        rack: Rack::new(load)?,
+        inbox: Inbox::new()?,
         outbox: Outbox::default(),
         flights: Vec::new(),
         free: Vec::new(),
         deadlines: VecDeque::new(),
-        lanes: Vec::new(),
         rounds: 0,
         turn: load.thread.0,
         live: 0,
         course: Course::default(),
         now: clock::now(),
     };
-    engine.open_lanes()?;
     engine.fly(stop);
     Ok(engine.course)
 }
 
 impl<F: FnMut(&Done)> Engine<'_, F> {
-    /// Opens the sockets that are kept.
-    fn open_lanes(&mut self) -> io::Result<()> {
-        for server in &self.load.servers {
-            for index in 0..self.load.kept.unwrap_or(0) {
-                let at = usize::try_from(index).unwrap_or(0) % self.load.sources.len().max(1);
-                let socket = sockets::open(*server, self.load.sources.get(at).copied(), 0)?;
-                sockets::widen(&socket);
-                let token = KEPT | u64::try_from(self.lanes.len()).unwrap_or(0);
-                self.poll.add(&socket, token)?;
-                self.lanes.push(Lane::new(socket));
-            }
-        }
-        Ok(())
-    }
-
     /// Goes round until nothing is due and nothing is on its way.
     fn fly(&mut self, stop: &AtomicBool) {
         let mut tokens = Vec::new();
@@ -93,18 +76,24 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
             self.now = clock::now();
             let is_over = stop.load(Ordering::Relaxed) || self.course.broke.is_some();
             let next = if is_over { None } else { self.fire_due() };
-            self.flush_lanes();
+            self.rack.flush();
             if is_over || next.is_none() && self.live == 0 {
                 self.course.unfinished = self.live;
                 return;
             }
             let nearest =
                 self.deadlines.front().map(|(at, _, _)| *at).into_iter().chain(next).min();
+            if next.is_some() {
+                self.rack.make_ready(self.load, self.turn);
+            }
             let patience = self.patience(nearest);
-            self.poll.wait(patience, &mut tokens);
+            self.rack.poll.wait(patience, &mut tokens);
             self.now = clock::now();
             for token in &tokens {
-                self.receive(*token);
+                match Token::of(*token) {
+                    Token::Lane(at) => self.receive_kept(at),
+                    Token::Flight(index, generation) => self.receive(index, generation),
+                }
             }
             self.time_out();
         }
@@ -172,7 +161,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         let wanted = self.load.wanted(self.turn);
         let index = self.free.pop().unwrap_or(self.flights.len());
         let mut flight = Flight::new(self.flights.get(index), server, wanted, intended);
-        flight.port = self.load.port(self.turn);
+        flight.turn = self.turn;
         match self.flights.get_mut(index) {
             Some(old) => *old = flight,
             None => self.flights.push(flight),
@@ -191,13 +180,13 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         (flight.rcodes, flight.has_answers, flight.lane) = ([None; 2], false, lane);
         let owner = u32::try_from(index + 1).unwrap_or(u32::MAX);
         for question in 0..count.min(2) {
-            let id = match self.lanes.get_mut(lane) {
+            let id = match self.rack.lanes.get_mut(lane) {
                 Some(lane) => lane.claim(owner),
                 None => rand::random(),
             };
             flight.ids[question] = id;
         }
-        if self.lanes.is_empty() && flight.ids[0] == flight.ids[1] {
+        if self.rack.lanes.is_empty() && flight.ids[0] == flight.ids[1] {
             flight.ids[1] = flight.ids[1].wrapping_add(1);
         }
         let all = flight.asking.all();
@@ -213,20 +202,25 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
 
     /// Sends some questions of a lookup.
     fn send(&mut self, index: usize, questions: Questions, is_anew: bool, is_retry: bool) {
-        let renewed =
-            if is_anew && self.lanes.is_empty() { self.renew_socket(index) } else { Ok(()) };
-        if let Err(error) = renewed {
+        let Some(flight) = self.flights.get_mut(index) else { return };
+        if is_anew
+            && self.rack.lanes.is_empty()
+            && let Err(error) = self.rack.renew(self.load, index, flight)
+        {
             self.course.broke = Some(reason(&error, self.live));
         }
-        let Some(flight) = self.flights.get_mut(index) else { return };
         let Some(wanted) = self.load.wanted.get(flight.wanted) else { return };
-        let lane = self.lanes.get_mut(flight.lane);
+        let lane = self.rack.lanes.get_mut(flight.lane);
         let all = wanted.messages(flight.candidate).iter().zip(flight.ids).enumerate();
         let (outbox, socket) = match (lane, &flight.socket) {
             (Some(lane), _) => (&mut lane.outbox, &lane.socket),
             (None, Some(socket)) => (&mut self.outbox, socket),
             (None, None) => return,
         };
+        while self.load.ports.is_some() && clock::now() < flight.intended {
+            std::hint::spin_loop();
+        }
+        flight.left.get_or_insert_with(clock::now);
         for (_, (message, id)) in all.filter(|(at, _)| questions & 1 << at != 0) {
             outbox.push(message, id);
             flight.sent += 1;
@@ -235,12 +229,8 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
             }
         }
         if flight.socket.is_some() {
-            while self.load.ports.is_some() && clock::now() < flight.intended {
-                std::hint::spin_loop();
-            }
             outbox.flush(socket);
         }
-        flight.left.get_or_insert(self.now);
         if is_retry {
             flight.timer = flight.timer.wrapping_add(1);
             let deadline = self.now + self.load.habit.timeout;
@@ -248,33 +238,10 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         }
     }
 
-    /// Gives a lookup a new socket of its own.
-    fn renew_socket(&mut self, index: usize) -> io::Result<()> {
-        let Some(flight) = self.flights.get_mut(index) else { return Ok(()) };
-        let Some(server) = self.load.servers.get(flight.server) else { return Ok(()) };
-        let count = self.load.sources.len().max(1);
-        let source = self.load.sources.get(self.rounds.wrapping_add(index) % count).copied();
-        // One that begins anew takes what the kernel draws.
-        let socket = sockets::open(*server, source, mem::take(&mut flight.port))?;
-        let token = u64::from(flight.generation) << 32 | u64::try_from(index).unwrap_or(0);
-        self.poll.add(&socket, token & !KEPT)?;
-        flight.socket = Some(socket);
-        Ok(())
-    }
-
-    /// Sends what waits in kept sockets.
-    fn flush_lanes(&mut self) {
-        self.lanes.iter_mut().for_each(|lane| lane.outbox.flush(&lane.socket));
-    }
-
-    /// Takes what has come to the socket behind `token`.
-    fn receive(&mut self, token: u64) {
-        if token & KEPT != 0 {
-            return self.receive_kept(usize::try_from(token & !KEPT).unwrap_or(0));
-        }
-        let index = usize::try_from(token & 0xffff_ffff).unwrap_or(0);
+    /// Takes what has come to the socket of a lookup, if that still has the place.
+    fn receive(&mut self, index: usize, generation: u32) {
         let Some(flight) = self.flights.get(index).filter(|flight| flight.is_live) else { return };
-        let same = u64::from(flight.generation) << 32 & !KEPT == token & !0xffff_ffff;
+        let same = flight.generation & (u32::MAX >> 1) == generation;
         let Some(socket) = flight.socket.as_ref().filter(|_| same) else { return };
         match self.inbox.receive(socket, 4) {
             Ok(count) => (0..count).for_each(|at| self.take_datagram(index, at)),
@@ -285,7 +252,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
 
     /// Takes what has come to a kept socket.
     fn receive_kept(&mut self, at: usize) {
-        let Some(lane) = self.lanes.get(at) else { return };
+        let Some(lane) = self.rack.lanes.get(at) else { return };
         let Ok(count) = self.inbox.receive(&lane.socket, MAX_BATCH) else {
             // A closed port, told to nobody in particular: each waits its time.
             self.course.refused += 1;
@@ -293,7 +260,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         };
         for datagram in 0..count {
             let id = usize::from(wanted::id_of(self.inbox.datagram(datagram)));
-            let Some(lane) = self.lanes.get(at) else { return };
+            let Some(lane) = self.rack.lanes.get(at) else { return };
             let owner = lane.ids.get(id).copied().unwrap_or(0);
             let owner = usize::try_from(owner).unwrap_or(0).checked_sub(1);
             if let Some(index) = owner {
@@ -309,7 +276,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
         };
         let read = flight.read(messages(self.load, flight), self.inbox.datagram(at));
         let Some((question, said)) = read else { return };
-        flight.note(question, said);
+        flight.note(question, said, self.inbox.arrival(at));
         let step = flight.asking.take(question);
         self.step(index, step);
     }
@@ -323,7 +290,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
                     flight.retries += questions.count_ones();
                 }
                 self.send(index, questions, is_anew, is_retry);
-                self.flush_lanes();
+                self.rack.flush();
             }
             Step::Done if self.has_more(index) => {
                 self.release(index);
@@ -331,7 +298,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
                     flight.candidate += 1;
                 }
                 self.ask_candidate(index);
-                self.flush_lanes();
+                self.rack.flush();
             }
             Step::Done => self.finish(index, false),
             Step::GiveUp => self.finish(index, true),
@@ -378,7 +345,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
     /// Gives the ids of a lookup back.
     fn release(&mut self, index: usize) {
         let Some(flight) = self.flights.get_mut(index) else { return };
-        let Some(lane) = self.lanes.get_mut(flight.lane) else { return };
+        let Some(lane) = self.rack.lanes.get_mut(flight.lane) else { return };
         lane.release(flight.ids, u32::try_from(index + 1).unwrap_or(u32::MAX));
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::demand::{Done, End, Load};
 use super::habit::Asking;
-use super::sockets::Outbox;
+use super::sockets::{Arrival, Outbox};
 use super::wanted::{self, Said};
 use crate::dns::Rcode;
 
@@ -30,8 +30,10 @@ pub(super) struct Flight {
     pub(super) truncated: u32,
     pub(super) intended: Instant,
     pub(super) left: Option<Instant>,
-    /// The local port of its first socket; 0 is the kernel's choice.
-    pub(super) port: u16,
+    /// The one of all lookups that it is.
+    pub(super) turn: u64,
+    /// Of its last response.
+    pub(super) arrival: Option<Arrival>,
     /// Its own, unless sockets are kept.
     pub(super) socket: Option<UdpSocket>,
     pub(super) lane: usize,
@@ -65,24 +67,30 @@ impl Flight {
             truncated: 0,
             intended,
             left: None,
-            port: 0,
+            turn: 0,
+            arrival: None,
             socket: None,
             lane: 0,
         }
     }
 
-    /// What has become of it.
+    /// What has become of it. Its last response ends it, else `now`.
     pub(super) fn done(&self, gave_up: bool, now: Instant) -> Done {
         let end = match gave_up {
             true => End::GaveUp,
             false if self.asking.is_partial() => End::Partial,
             false => End::Answered,
         };
+        let arrival = self.arrival.filter(|_| end == End::Answered);
+        // A stamp from before it left is that of a clock that was set meanwhile.
+        let stamp = arrival.and_then(|arrival| arrival.stamped).filter(|at| Some(*at) >= self.left);
+        let read = arrival.map_or(now, |arrival| arrival.read);
         Done {
             server: self.server,
             end,
             intended: self.intended,
-            took: now.saturating_duration_since(self.intended),
+            took: stamp.unwrap_or(read).saturating_duration_since(self.intended),
+            unread: stamp.map(|stamp| read.saturating_duration_since(stamp)),
             late: self.left.unwrap_or(now).saturating_duration_since(self.intended),
             sent: self.sent,
             retries: self.retries,
@@ -103,8 +111,9 @@ impl Flight {
         })
     }
 
-    /// Notes what a response says.
-    pub(super) fn note(&mut self, question: usize, said: Said) {
+    /// Notes what a response says, and when it came.
+    pub(super) fn note(&mut self, question: usize, said: Said, arrival: Arrival) {
+        self.arrival = Some(arrival);
         self.responses += 1;
         self.truncated += u32::from(said.is_truncated);
         self.has_answers |= said.has_answers;

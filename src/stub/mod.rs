@@ -12,6 +12,7 @@ pub mod flow;
 pub mod habit;
 pub mod load;
 pub mod pair;
+mod rack;
 pub mod reply;
 mod sockets;
 pub mod stream;

@@ -4,12 +4,15 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::MAX_BATCH as BATCH;
+use crate::clock;
 
 /// The largest datagram that is read, in bytes: what is behind is not looked at.
 const DATAGRAM: usize = 2048;
+/// Room for one control message: the kernel's stamp.
+const CONTROL: usize = size_of::<libc::cmsghdr>() + size_of::<libc::timespec>();
 /// Sockets that one look tells about at most.
 const EVENTS: usize = 256;
 
@@ -29,20 +32,25 @@ pub(super) fn open(server: SocketAddr, source: Option<IpAddr>, port: u16) -> io:
         socket.bind(&SocketAddr::new(source.unwrap_or(any), port).into())?;
     } else if let Some(source) = source.filter(|source| *source != any) {
         // The port is drawn when the peer is known: it may be in use towards another one.
-        draw_port_late(&socket)?;
+        switch_on(&socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
+    stamp(&socket);
     socket.connect(&server.into())?;
     Ok(socket.into())
 }
 
-/// Lets `bind` fix the address only.
-fn draw_port_late(socket: &socket2::Socket) -> io::Result<()> {
+/// Lets the kernel stamp datagrams when they come. Where it does not, the time of reading counts.
+fn stamp(socket: &socket2::Socket) {
+    let _ = switch_on(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS);
+}
+
+/// Sets a socket's option to 1.
+fn switch_on(socket: &socket2::Socket, level: i32, option: i32) -> io::Result<()> {
     let (on, len) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4));
-    let option = libc::IP_BIND_ADDRESS_NO_PORT;
     let value = (&raw const on).cast();
     // SAFETY: the kernel reads one int that outlives the call.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, option, value, len) } {
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, len) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -200,19 +208,46 @@ impl Outbox {
     }
 }
 
+/// When a datagram was read, and when it had come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival {
+    pub(super) read: Instant,
+    /// By the kernel's stamp; `None` where there is none.
+    pub(super) stamped: Option<Instant>,
+}
+
+/// Aligned like the header of a control message.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
 /// Datagrams that were received together.
 pub(super) struct Inbox {
     buffers: Vec<[u8; DATAGRAM]>,
+    controls: Vec<Control>,
     lens: [usize; BATCH],
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        Self { buffers: vec![[0; DATAGRAM]; BATCH], lens: [0; BATCH] }
-    }
+    arrivals: [Arrival; BATCH],
+    /// The kernel stamps as long as some socket wants it: not anew with each of the short-lived ones.
+    _stamped: socket2::Socket,
 }
 
 impl Inbox {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// When there is no descriptor.
+    pub(super) fn new() -> io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+        stamp(&socket);
+        Ok(Self {
+            buffers: vec![[0; DATAGRAM]; BATCH],
+            controls: vec![Control([0; CONTROL]); BATCH],
+            lens: [0; BATCH],
+            arrivals: [Arrival { read: clock::now(), stamped: None }; BATCH],
+            _stamped: socket,
+        })
+    }
+
     /// Receives what is there, at most `most` datagrams; tells how many.
     ///
     /// # Errors
@@ -222,24 +257,33 @@ impl Inbox {
         let (mut parts, mut heads): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
         let most = most.min(BATCH);
-        for ((buffer, part), head) in
-            self.buffers.iter_mut().zip(&mut parts).zip(&mut heads).take(most)
-        {
-            part.iov_base = buffer.as_mut_ptr().cast();
+        let rooms = self.buffers.iter_mut().zip(&mut self.controls);
+        for ((room, part), head) in rooms.zip(&mut parts).zip(&mut heads).take(most) {
+            // What an earlier datagram left there is not this one's.
+            room.1.0.fill(0);
+            part.iov_base = room.0.as_mut_ptr().cast();
             part.iov_len = DATAGRAM;
             head.msg_hdr.msg_iov = part;
             head.msg_hdr.msg_iovlen = 1;
+            head.msg_hdr.msg_control = room.1.0.as_mut_ptr().cast();
+            // A size_t or a socklen_t, as the C library has it.
+            head.msg_hdr.msg_controllen = CONTROL as _;
         }
         let len = u32::try_from(most).unwrap_or(0);
         let (fd, no_time) = (socket.as_raw_fd(), std::ptr::null_mut());
-        // SAFETY: each header points at one iovec, and that at a buffer of its length; all outlive the call.
-        // Flags are a signed or an unsigned word, as the C library has it.
+        // SAFETY: each header points at a control buffer and at one iovec, and that at a buffer of its length;
+        // all outlive the call. Flags are a signed or an unsigned word, as the C library has it.
         let done = unsafe {
             libc::recvmmsg(fd, heads.as_mut_ptr(), len, libc::MSG_DONTWAIT as _, no_time)
         };
         let count = usize::try_from(done).map_err(|_| io::Error::last_os_error())?;
-        for (len, head) in self.lens.iter_mut().zip(&heads).take(count) {
+        // Both clocks are read once: what lies between the readings makes latencies longer, never shorter.
+        let (wall, read) = (clock::wall(), clock::now());
+        let places = self.lens.iter_mut().zip(&mut self.arrivals).zip(&self.controls);
+        for (((len, arrival), control), head) in places.zip(&heads).take(count) {
             *len = usize::try_from(head.msg_len).unwrap_or(0);
+            let age = control.stamp().and_then(|stamp| wall.duration_since(stamp).ok());
+            *arrival = Arrival { read, stamped: age.and_then(|age| read.checked_sub(age)) };
         }
         Ok(count)
     }
@@ -249,5 +293,30 @@ impl Inbox {
         let (buffer, len) = (self.buffers.get(index), self.lens.get(index));
         let both = buffer.zip(len);
         both.and_then(|(buffer, len)| buffer.get(..*len)).unwrap_or_default()
+    }
+    /// When the datagram `index` of the last batch came.
+    pub(super) fn arrival(&self, index: usize) -> Arrival {
+        let none = || Arrival { read: clock::now(), stamped: None };
+        self.arrivals.get(index).copied().unwrap_or_else(none)
+    }
+}
+
+impl Control {
+    /// The kernel's stamp, by the wall clock.
+    fn stamp(&self) -> Option<SystemTime> {
+        // SAFETY: control is aligned for a header and longer than one.
+        let header = unsafe { &*self.0.as_ptr().cast::<libc::cmsghdr>() };
+        let is_stamp =
+            (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS);
+        if !is_stamp {
+            return None;
+        }
+        let number = |at: usize| {
+            let bytes = self.0.get(at..at + 8)?.try_into().ok()?;
+            u64::try_from(i64::from_ne_bytes(bytes)).ok()
+        };
+        let data = size_of::<libc::cmsghdr>();
+        let nanos = u32::try_from(number(data + 8)?).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(number(data)?, nanos))
     }
 }

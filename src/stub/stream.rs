@@ -169,6 +169,7 @@ impl Hub<'_> {
             intended,
             took: Duration::ZERO,
             late: left.saturating_duration_since(intended),
+            unread: None,
             sent: 0,
             retries: 0,
             responses: 0,
@@ -280,9 +281,7 @@ impl Hub<'_> {
         let Some(at) = self.load.servers.get(server).copied() else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let count = u64::try_from(self.load.sources.len().max(1)).unwrap_or(1);
-        let source = usize::try_from(turn % count).unwrap_or(0);
-        let stream = open(at, self.load.sources.get(source).copied()).await?;
+        let stream = open(at, self.load.source(turn)).await?;
         let (out, written) = mpsc::unbounded_channel();
         let pending = Pending::default();
         match self.tls.get(server).and_then(Option::as_ref) {

@@ -18,7 +18,7 @@ use crate::harness::{Knot, Place, Seen, Sink, namespace, needs};
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Waits for the calling test's turn.
-fn turn() -> MutexGuard<'static, ()> {
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -87,7 +87,7 @@ fn outcome(output: &Output) -> (Option<i32>, String, String) {
 }
 
 /// Runs it to its end, which must be code 0; gives back the report.
-fn report(server: SocketAddr, flags: &[&str]) -> Value {
+pub(crate) fn report(server: SocketAddr, flags: &[&str]) -> Value {
     let output = bench(server, flags).args(["--json", "-"]).output().expect("it starts");
     let (code, json, told) = outcome(&output);
     assert_eq!(code, Some(0), "{told}");
@@ -95,7 +95,7 @@ fn report(server: SocketAddr, flags: &[&str]) -> Value {
 }
 
 /// A number in the first server's part of a report.
-fn number(report: &Value, path: &str) -> f64 {
+pub(crate) fn number(report: &Value, path: &str) -> f64 {
     let found = report["servers"][0].pointer(path).and_then(Value::as_f64);
     found.unwrap_or_else(|| panic!("no {path}: {report}"))
 }
@@ -124,20 +124,21 @@ fn a_server_that_pauses_shows_it_in_the_tail_of_an_open_loop_and_hides_it_from_a
     assert!(p90 > 60.0 && p99 > 150.0, "p90 {p90} ms, p99 {p99} ms");
     assert!(closed_p90 < p90 / 2.0, "p90 {closed_p90} ms in a closed loop");
     needs!("dnsperf");
-    let theirs = dnsperf(pausing(), 5);
+    let theirs = dnsperf(pausing(), 5, &["-q10"]);
     let [their_p90, their_p99] = [0.90, 0.99].map(|share| quantile(&theirs, share) * 1000.0);
     eprintln!("dnsperf, ten at a time: {their_p90:.2} {their_p99:.2} ms of {}", theirs.len());
     assert!(their_p90 < p90 / 2.0, "p90 {their_p90} ms by dnsperf");
 }
 
-/// The latencies in seconds, sorted, that dnsperf sees with ten queries on their way at any time.
-fn dnsperf(server: SocketAddr, seconds: u32) -> Vec<f64> {
+/// The latencies in seconds, sorted, that dnsperf sees.
+pub(crate) fn dnsperf(server: SocketAddr, seconds: u32, flags: &[&str]) -> Vec<f64> {
     let place = Place::new();
     let names = place.write("names", "www.example.org A\n");
     let (ip, port, seconds) =
         (server.ip().to_string(), server.port().to_string(), seconds.to_string());
     let mut command = command("dnsperf");
-    command.args(["-v", "-c1", "-q10", "-s", &ip, "-p", &port, "-l", &seconds, "-d"]).arg(names);
+    command.args(["-v", "-c1", "-s", &ip, "-p", &port, "-l", &seconds, "-d"]).arg(names);
+    command.args(flags);
     let output = command.output().expect("dnsperf runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().filter(|line| line.starts_with("> "));
@@ -148,7 +149,7 @@ fn dnsperf(server: SocketAddr, seconds: u32) -> Vec<f64> {
 }
 
 /// What `share` of the sorted values do not exceed.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }
 
@@ -254,9 +255,10 @@ fn gates_decide_the_exit_code_and_every_output_is_written() {
     let (server, place) = (quick(), Place::new());
     let path = |name: &str| place.path(name).to_string_lossy().into_owned();
     let (html, junit, markdown) = (path("a.html"), path("a.xml"), path("a.md"));
-    let all = ["--html", &html, "--junit", &junit, "--markdown", &markdown, "--duration", "1s"];
+    let files = ["--html", &html, "--junit", &junit, "--markdown", &markdown];
+    let all = [&files[..], &["--count", "20", "--qps", "100"]].concat();
     let run = |gate: &str| bench(server, &all).args(["--fail-if", gate]).output().expect("starts");
-    assert_eq!(outcome(&run("timeouts > 0")).0, Some(0));
+    assert_eq!(outcome(&run("lookups < 20")).0, Some(0));
     let (code, text, told) = outcome(&run("p50 > 1us"));
     assert_eq!(code, Some(3), "{text}{told}");
     assert!(text.contains("FAILS: fail if p50 > 1us"), "{text}");
@@ -276,7 +278,7 @@ fn bad_input_is_told_before_anything_is_measured() {
     let broken = write("broken.json", "{");
     for (flags, code, said) in [
         (&["--names", &names][..], 2, "line 2: "),
-        (&["--baseline", &other], 2, "\"nodens-bench/99\"; this nodens reads \"nodens-bench/1\""),
+        (&["--baseline", &other], 2, "\"nodens-bench/99\"; this nodens reads \"nodens-bench/2\""),
         (&["--baseline", &broken], 2, "it is no report of nodens bench"),
         (&["--fail-if", "p98 > 2ms"], 2, "\"p98\" is no metric"),
         (&["--html", "/nowhere/a.html"], 2, "/nowhere/a.html"),
@@ -342,10 +344,17 @@ fn too_few_source_ports_are_told_with_what_was_measured() {
 #[test]
 fn an_impossible_rate_is_told_with_the_one_that_was_held() {
     let _turn = turn();
-    let report = report(quick(), &["--qps", "10000000", "--duration", "1s", "--timeout", "1s"]);
+    // Sockets are kept: how many descriptors a starved server leaves waiting is another test's.
+    let flags = ["--single", "--sockets", "4", "--timeout", "500ms", "--tries", "1"];
+    let report =
+        report(quick(), &[&flags[..], &["--qps", "10000000", "--duration", "1s"]].concat());
     let remarks = report["remarks"].to_string();
     assert!(remarks.contains("the load was the bottleneck: it held "), "{remarks}");
-    assert!(report["load"]["held_qps"].as_f64().expect("a number") > 100.0, "{remarks}");
+    let of = |field: &str| report["load"][field].as_f64().expect("a number");
+    assert!(0.0 < of("held_qps") && of("held_qps") < of("wanted_qps"), "{remarks}");
+    // What was due and did not leave is counted, to the last one.
+    let left = number(&report, "/sent");
+    assert!((left + of("never_left") - of("wanted_qps")).abs() < 100_000.0, "{left}: {report}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod admin;
 mod answers;
 mod askers;
 mod bench;
+mod beside;
 mod bind;
 mod cache;
 mod cluster;

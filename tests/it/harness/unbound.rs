@@ -13,7 +13,7 @@ use super::wire::Udp;
 #[derive(Debug)]
 pub struct Unbound {
     pub address: SocketAddr,
-    process: Process,
+    pub process: Process,
     _place: Place,
 }
 
