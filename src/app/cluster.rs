@@ -1,10 +1,10 @@
 //! The cluster zone's life: events in from its source, what changed out to cache, upstreams and metrics.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "kubernetes")]
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -34,6 +34,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long readiness waits for the zone; until it is there it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The Services whose endpoints are followed; a reload changes it.
+pub type Interest = watch::Sender<BTreeSet<ServiceKey>>;
+
 /// Everybody who wants to know what changed.
 #[derive(Clone)]
 pub struct Publisher {
@@ -47,13 +50,12 @@ pub struct Publisher {
 pub fn make(config: &Config, metrics: &Metrics) -> Option<Arc<Cluster>> {
     config.cluster.source?;
     let cluster = &config.cluster;
-    let key = |key: &config::ServiceKey| ServiceKey::new(&key.namespace, &key.name);
     let settings = Settings {
         domains: cluster.domains.clone(),
         ttl: Ttl::from_duration(cluster.ttl),
         pods: cluster.pods,
-        interest: upstream_services(config).chain([&cluster.dns_service]).map(key).collect(),
-        name_server: Some(key(&cluster.dns_service)),
+        interest: interest(config),
+        name_server: Some(key_of(&cluster.dns_service)),
         search: if cluster.search { search(config) } else { None },
         tenancy: tenancy(&cluster.tenancy),
     };
@@ -109,10 +111,30 @@ fn upstream_services(config: &Config) -> impl Iterator<Item = &config::ServiceKe
     })
 }
 
-/// Tells whether `new` names Services as upstreams that a watch begun for `old` does not follow.
-pub fn wants_more(old: &Config, new: &Config) -> bool {
-    let followed: BTreeSet<_> = upstream_services(old).chain([&old.cluster.dns_service]).collect();
-    upstream_services(new).any(|service| !followed.contains(service))
+/// Tells whether a Service is named as an upstream.
+pub fn names_services(config: &Config) -> bool {
+    upstream_services(config).next().is_some()
+}
+
+/// Services whose endpoints are to be followed: the cluster DNS, and those that are named as upstreams.
+pub fn interest(config: &Config) -> BTreeSet<ServiceKey> {
+    upstream_services(config).chain([&config.cluster.dns_service]).map(key_of).collect()
+}
+
+/// The sources of upstreams that are Services.
+pub fn upstream_sources(config: &Config) -> impl Iterator<Item = EndpointSource> {
+    upstream_services(config).cloned().map(EndpointSource::Service)
+}
+
+/// A Service as the configuration has it, for the zone.
+fn key_of(key: &config::ServiceKey) -> ServiceKey {
+    ServiceKey::new(&key.namespace, &key.name)
+}
+
+/// A Service as a source of upstreams.
+pub fn source_of(key: &ServiceKey) -> EndpointSource {
+    let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
+    EndpointSource::Service(config::ServiceKey { namespace, name })
 }
 
 /// The zone's place among the routes: none where the zone is forwarded.
@@ -137,16 +159,22 @@ impl Publisher {
             }
             tracing::info!(objects = ?self.cluster.counts(), "the cluster zone is complete");
         }
-        for (key, addresses) in &changes.endpoints {
-            let key = config::ServiceKey {
-                namespace: key.namespace.to_string(),
-                name: key.name.to_string(),
-            };
-            tracing::debug!(service = %key, ?addresses, "endpoints");
-            self.feed.set(&EndpointSource::Service(key), addresses.clone());
-        }
+        self.tell(&changes.endpoints);
         self.count(count, &changes, read_at);
         changes
+    }
+
+    /// Follows the endpoints of these Services from now on; what is known of new ones is told at once.
+    pub fn follow(&self, interest: BTreeSet<ServiceKey>) {
+        self.tell(&self.cluster.follow(interest));
+    }
+
+    /// Lets the upstreams know of endpoints.
+    fn tell(&self, endpoints: &[(ServiceKey, Vec<SocketAddr>)]) {
+        for (key, addresses) in endpoints {
+            tracing::debug!(service = %key, ?addresses, "endpoints");
+            self.feed.set(&source_of(key), addresses.clone());
+        }
     }
 
     /// Counts what was published.
@@ -170,6 +198,7 @@ impl Publisher {
 /// The zone with its source.
 pub struct Life {
     publisher: Publisher,
+    interest: Interest,
     folder: Option<Folder>,
     #[cfg(feature = "kubernetes")]
     watching: Option<Watching>,
@@ -179,14 +208,17 @@ impl Life {
     /// Before anything is served. A folder is read at once: its zone answers from the first query on.
     pub fn begin(publisher: Publisher, config: &Config) -> Self {
         publisher.cache.set_cluster_domains(config.cluster.domains.clone());
+        let (interest, followed) = watch::channel(publisher.cluster.settings().interest.clone());
         let is_files = config.cluster.source == Some(ClusterSource::Files);
         let folder = config.cluster.folder.clone().filter(|_| is_files).map(|folder| {
-            let mut folder = Folder { publisher: publisher.clone(), files: Files::new(folder) };
+            let (publisher, files) = (publisher.clone(), Files::new(folder));
+            let mut folder = Folder { publisher, files, interest: followed };
             folder.look(vec![Event::Synced]);
             folder
         });
         Self {
             publisher,
+            interest,
             folder,
             #[cfg(feature = "kubernetes")]
             watching: None,
@@ -204,13 +236,14 @@ impl Life {
         dns: watch::Sender<ClusterDns>,
         metrics: &Metrics,
     ) -> Result<(), WatchError> {
-        self.watching = Watching::begin(&self.publisher, config, (dns, metrics)).await?;
+        let interest = self.interest.subscribe();
+        self.watching = Watching::begin(&self.publisher, config, (dns, interest, metrics)).await?;
         Ok(())
     }
 
     /// Follows the source for ever, in tasks of the runtime around; `gate` passes when the zone is there, or
-    /// is forwarded for a while already.
-    pub fn run(self, gate: Gate) {
+    /// is forwarded for a while already. What it gives back says which Services' endpoints are followed.
+    pub fn run(self, gate: Gate) -> Interest {
         let cluster = Arc::clone(&self.publisher.cluster);
         tokio::spawn(gate.pass_once(move || cluster.is_synced(), PATIENCE));
         if let Some(folder) = self.folder {
@@ -220,6 +253,7 @@ impl Life {
         if let Some(watching) = self.watching {
             tokio::spawn(watching.follow());
         }
+        self.interest
     }
 }
 
@@ -227,6 +261,7 @@ impl Life {
 struct Folder {
     publisher: Publisher,
     files: Files,
+    interest: watch::Receiver<BTreeSet<ServiceKey>>,
 }
 
 impl Folder {
@@ -235,8 +270,13 @@ impl Folder {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            self.look(Vec::new());
+            tokio::select! {
+                _ = ticks.tick() => self.look(Vec::new()),
+                Ok(()) = self.interest.changed() => {
+                    let interest = self.interest.borrow_and_update().clone();
+                    self.publisher.follow(interest);
+                }
+            }
         }
     }
 
@@ -258,38 +298,6 @@ impl Folder {
         looked.events.extend(more);
         if !looked.events.is_empty() {
             drop(self.publisher.publish(looked.events, read_at));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The configuration of a watched cluster with these upstreams.
-    fn config(upstreams: &str) -> Config {
-        let text = format!(
-            "[cluster]\nsource = \"watch\"\n[[forward]]\nzone = \"example.org\"\nupstreams = [{upstreams}]\n"
-        );
-        let inputs = config::Inputs {
-            file: Some((std::path::Path::new("test.toml"), &text)),
-            environment: &[],
-            flags: &config::Flags::default(),
-            host: &config::host::Host::sample(),
-        };
-        config::load(&inputs).expect("the test's configuration is right")
-    }
-
-    #[test]
-    fn an_upstream_that_no_watch_follows_needs_a_restart() {
-        let old = config("\"service:shop/dns\", \"192.0.2.1\"");
-        for (upstreams, more) in [
-            ("\"service:shop/dns\"", false),
-            ("\"192.0.2.2\"", false),
-            ("\"service:kube-system/kube-dns\"", false),
-            ("\"service:shop/dns\", \"service:shop/other\"", true),
-        ] {
-            assert_eq!(wants_more(&old, &config(upstreams)), more, "{upstreams}");
         }
     }
 }

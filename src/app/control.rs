@@ -7,17 +7,17 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use super::cluster::Life;
+use super::cluster::{self, Interest, Life};
 use super::inspect::View;
 use super::routes::{self, Maker};
 use super::takeover::Takeover;
-use super::{cluster, policy, reach};
+use super::{policy, reach, restart};
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Deps, Doors};
 use crate::clock;
 use crate::config::load::Sources;
 use crate::config::watch::{Watch, files_of};
-use crate::config::{Config, InterceptMode, Network};
+use crate::config::{Config, Network};
 use crate::dns::name::Name;
 use crate::pulse::Pulses;
 use crate::resolve::route::{ForwardZone, Routes};
@@ -35,6 +35,11 @@ const ONE_WISH: Duration = Duration::from_millis(100);
 /// How often the links' own networks are read.
 const LINKS_EVERY: Duration = Duration::from_secs(5);
 
+/// How long a reload waits for the endpoints of Services that are new among the upstreams, and how often it
+/// looks for them.
+const JOIN_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// How long readiness waits for any response of an upstream.
 const UPSTREAM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +53,16 @@ pub struct Control {
     pub shutdown: Shutdown,
     /// The cluster zone's source, until it runs.
     pub cluster: Option<Life>,
+    /// The Services whose endpoints it follows, once it runs.
+    pub interest: Option<Interest>,
+}
+
+/// What a reload takes over.
+struct Prepared {
+    config: Config,
+    routes: Routes,
+    /// Keys that are written otherwise, and wait for a restart.
+    waiting: Vec<&'static str>,
 }
 
 /// What wakes the control loop.
@@ -70,7 +85,7 @@ impl Control {
         let (bound, answered) =
             (readiness.gate("sockets bound"), readiness.gate("upstream answered"));
         if let Some(cluster) = self.cluster.take() {
-            cluster.run(readiness.gate("cluster zone"));
+            self.interest = Some(cluster.run(readiness.gate("cluster zone")));
         }
         bound.pass();
         let resolver = Arc::clone(&self.front.resolver);
@@ -140,9 +155,9 @@ impl Control {
     /// Reads the configuration anew; when anything is wrong the one in force stays whole.
     async fn reload(&self, view: &View, why: &str) {
         let life = &self.front.metrics.life;
-        match self.prepare().await {
-            Ok((config, routes)) => {
-                self.apply(view, config, routes);
+        match self.prepare(&view.config()).await {
+            Ok(prepared) => {
+                self.apply(view, prepared);
                 life.reloads.inc();
                 tracing::info!(why, "configuration reloaded");
             }
@@ -154,20 +169,56 @@ impl Control {
     }
 
     /// Makes everything of the new configuration that may fail.
-    async fn prepare(&self) -> Result<(Config, Routes), String> {
-        let config = self.sources.load().map_err(|errors| errors.to_string())?;
+    async fn prepare(&self, old: &Config) -> Result<Prepared, String> {
+        let written = self.sources.load().map_err(|errors| errors.to_string())?;
+        let (config, waiting) = restart::split(old, written);
         let routes = self.maker.routes(&config).map_err(|error| error.to_string())?;
+        self.join(&config).await;
         let probes = routes.zones().map(|zone| only_loops(zone));
         match futures_util::future::join_all(probes).await.into_iter().flatten().next() {
             Some(zone) => Err(format!("every upstream of zone {zone} forwards back to us")),
-            None => Ok((config, routes)),
+            None => Ok(Prepared { config, routes, waiting }),
         }
     }
 
+    /// Begins to follow the Services that `config` names as upstreams, besides those that are followed, and
+    /// waits a moment for their endpoints.
+    async fn join(&self, config: &Config) {
+        let Some(interest) = &self.interest else { return };
+        let (wanted, upstreams) = (cluster::interest(config), &self.maker.feed.upstreams);
+        let joins = interest.send_if_modified(|followed| {
+            let before = followed.len();
+            followed.extend(wanted.iter().cloned());
+            followed.len() > before
+        });
+        if !joins {
+            return;
+        }
+        let all_known = async {
+            while !cluster::upstream_sources(config).all(|source| upstreams.knows(&source)) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(JOIN_PATIENCE, all_known).await.is_err() {
+            tracing::warn!("a Service that is a new upstream has no endpoints yet");
+        }
+    }
+
+    /// Follows no Services but those that `config` names; what others had is forgotten.
+    fn leave(&self, config: &Config) {
+        let Some(interest) = &self.interest else { return };
+        let wanted = cluster::interest(config);
+        let before = interest.borrow().clone();
+        for left in before.difference(&wanted) {
+            self.maker.feed.upstreams.forget_endpoints(&cluster::source_of(left));
+        }
+        interest.send_if_modified(|followed| std::mem::replace(followed, wanted.clone()) != wanted);
+    }
+
     /// Takes the new configuration over. Nothing here fails or waits.
-    fn apply(&self, view: &View, config: Config, routes: Routes) {
+    fn apply(&self, view: &View, Prepared { config, routes, waiting }: Prepared) {
         let old = view.config();
-        for key in needing_restart(&old, &config) {
+        for key in &waiting {
             tracing::warn!(key, "this key takes effect after a restart");
         }
         if old.log.level != config.log.level
@@ -181,7 +232,8 @@ impl Control {
         resolver.cache().set_policy(config.cache.clone());
         routes::forget_changed(resolver.cache(), &old_routes, &resolver.routes());
         self.front.policy.store(Arc::new(policy(&config)));
-        view.set_config(config);
+        self.leave(&config);
+        view.set_config(config, waiting);
     }
 }
 
@@ -190,32 +242,6 @@ async fn only_loops(zone: &ForwardZone) -> Option<&Name> {
     let looping = zone.group.find_loops().await;
     let is_each = looping.len() == zone.group.status().upstreams.len();
     (is_each && !looping.is_empty()).then_some(&zone.name)
-}
-
-/// Keys that differ and cannot be taken over while we run.
-fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let differ = [
-        ("listen", old.listen != new.listen),
-        ("upstream_ports", old.upstream_ports != new.upstream_ports),
-        ("upstream_mark", old.upstream_mark != new.upstream_mark),
-        ("upstream_conntrack", old.deletes_tracks != new.deletes_tracks),
-        (
-            "serve",
-            crate::config::Serve { udp_payload: new.serve.udp_payload, ..old.serve.clone() }
-                != new.serve,
-        ),
-        (
-            "intercept.mode",
-            (old.intercept.mode == InterceptMode::Bind)
-                != (new.intercept.mode == InterceptMode::Bind),
-        ),
-        ("cluster", old.cluster != new.cluster),
-        ("forward.upstreams", cluster::wants_more(old, new)),
-        ("cache.size", old.cache.size != new.cache.size),
-        ("admin", old.admin != new.admin),
-        ("log.format", old.log.format != new.log.format),
-    ];
-    differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
 /// Measures the cache's fill for ever, so that no miss pays for it.

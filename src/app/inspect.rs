@@ -14,12 +14,15 @@ use crate::upstream::status::{self, Standing};
 pub struct View {
     control: Arc<Control>,
     config: ArcSwap<Config>,
+    /// Keys that are written otherwise than they are in force.
+    waiting: ArcSwap<Vec<&'static str>>,
 }
 
 impl View {
     /// A window on `control`, with the configuration in force.
     pub fn new(control: Arc<Control>, config: Config) -> Self {
-        let view = Self { control, config: ArcSwap::from_pointee(config) };
+        let (config, waiting) = (ArcSwap::from_pointee(config), ArcSwap::default());
+        let view = Self { control, config, waiting };
         view.configured();
         view
     }
@@ -29,9 +32,10 @@ impl View {
         self.config.load_full()
     }
 
-    /// Another configuration is in force.
-    pub fn set_config(&self, config: Config) {
+    /// Another configuration is in force; these keys of what is written wait for a restart.
+    pub fn set_config(&self, config: Config, waiting: Vec<&'static str>) {
         self.config.store(Arc::new(config));
+        self.waiting.store(Arc::new(waiting));
         self.configured();
     }
 
@@ -52,7 +56,11 @@ impl Inspect for View {
     }
 
     fn config(&self) -> String {
-        View::config(self).to_toml()
+        let waiting = self.waiting.load();
+        let lines = waiting
+            .iter()
+            .map(|key| format!("# {key} is written otherwise: it takes effect after a restart\n"));
+        lines.collect::<String>() + &View::config(self).to_toml()
     }
 
     fn upstreams(&self) -> Vec<UpstreamStatus> {

@@ -1,7 +1,7 @@
 //! The daemon: puts the parts together, and keeps them together until it is told to leave.
 //!
 //! [`run`] is the life of the process. [`routes`] makes routes of a configuration, [`workers`] are
-//! the resolver's threads, [`control`] reloads and maintains, [`takeover`] intercepts, with [`grip`], [`reach`] looks at
+//! the resolver's threads, [`control`] reloads (all but what waits for a [`restart`]) and maintains, [`takeover`] intercepts, with [`grip`], [`reach`] looks at
 //! IPv6 routes, [`endpoints`] at upstreams that come and go, [`inspect`] shows all of it to `admin`,
 //! [`privileges`] gives up what is not needed.
 
@@ -12,6 +12,7 @@ pub mod grip;
 pub mod inspect;
 pub mod privileges;
 pub mod reach;
+pub mod restart;
 pub mod routes;
 pub mod takeover;
 #[cfg(feature = "kubernetes")]
@@ -221,6 +222,7 @@ impl Parts {
             pulses: self.pulses,
             shutdown: self.shutdown,
             cluster,
+            interest: None,
         };
         let live = (signals, &mut takeover);
         control.run(self.config, doors, self.workers.handles(), live).await;

@@ -1,6 +1,7 @@
 //! The API server as the cluster zone's source: what it tells is published, and the intercept learns
 //! where the cluster DNS is.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use tokio::sync::watch;
 
 use super::cluster::Publisher;
 use super::takeover::ClusterDns;
+use crate::clock;
 use crate::cluster::Event;
 use crate::cluster::object::{Object, Service, ServiceKey};
-use crate::cluster::watch::{Pods, Wanted, Watch, WatchError};
+use crate::cluster::watch::{Batch, Pods, Wanted, Watch, WatchError};
 use crate::config::{ClusterSource, Config, PodNames};
 use crate::dns::name::Name;
 use crate::metrics::Metrics;
@@ -24,6 +26,8 @@ pub struct Watching {
     publisher: Publisher,
     /// Where the intercept learns of the cluster DNS.
     dns: watch::Sender<ClusterDns>,
+    /// The Services whose endpoints are to be followed.
+    interest: watch::Receiver<BTreeSet<ServiceKey>>,
     dns_service: ServiceKey,
     /// Whether a cluster DNS answers in our place, and events only drop what it said before.
     is_forwarded: bool,
@@ -37,7 +41,11 @@ impl Watching {
     pub async fn begin(
         publisher: &Publisher,
         config: &Config,
-        (dns, metrics): (watch::Sender<ClusterDns>, &Metrics),
+        (dns, interest, metrics): (
+            watch::Sender<ClusterDns>,
+            watch::Receiver<BTreeSet<ServiceKey>>,
+            &Metrics,
+        ),
     ) -> Result<Option<Self>, WatchError> {
         let cluster = &config.cluster;
         let is_forwarded = match cluster.source {
@@ -58,13 +66,19 @@ impl Watching {
         let dns_service =
             ServiceKey::new(&cluster.dns_service.namespace, &cluster.dns_service.name);
         let publisher = publisher.clone();
-        Ok(Some(Self { watch, publisher, dns, dns_service, is_forwarded }))
+        Ok(Some(Self { watch, publisher, dns, interest, dns_service, is_forwarded }))
     }
 
     /// Follows the API server for ever.
     pub async fn follow(mut self) {
         loop {
-            let batch = self.watch.next().await;
+            let batch = tokio::select! {
+                batch = self.watch.next() => batch,
+                Ok(()) = self.interest.changed() => match self.join() {
+                    Some(batch) => batch,
+                    None => continue,
+                },
+            };
             let addresses = batch.events.iter().rev().find_map(|event| self.addresses(event));
             let changes = self.publisher.publish(batch.events, batch.read_at);
             let endpoints =
@@ -74,6 +88,14 @@ impl Watching {
                 tokio::spawn(forget_later(self.publisher.clone(), changes.names));
             }
         }
+    }
+
+    /// Follows the endpoints of the Services that a reload wants; perhaps with something to publish.
+    fn join(&mut self) -> Option<Batch> {
+        let interest = self.interest.borrow_and_update().clone();
+        self.publisher.follow(interest.clone());
+        let event = self.watch.follow(interest)?;
+        Some(Batch { events: vec![event], read_at: clock::now() })
     }
 
     /// Tells the intercept what of the cluster DNS has changed.

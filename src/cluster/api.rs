@@ -1,7 +1,11 @@
-//! The way to the API server: one HTTP/2 connection that notices a dead peer.
+//! The way to the API server: one HTTP/2 connection that notices a dead peer, and credentials that are read
+//! anew when they are refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Http;
@@ -24,6 +28,46 @@ const PING_LIMIT: Duration = Duration::from_secs(15);
 
 /// How many bytes the API server may send ahead of our reading, in a first list above all.
 const WINDOW: u32 = 1 << 20;
+
+/// The way to the API server, by the credentials that were there when it was made.
+pub struct Way {
+    kubeconfig: Option<PathBuf>,
+    client: ArcSwap<Client>,
+}
+
+impl Way {
+    /// The way that `kubeconfig` names, or the pod's service account.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, WatchError> {
+        let client = ArcSwap::from_pointee(connect(kubeconfig).await?);
+        Ok(Self { kubeconfig: kubeconfig.map(Path::to_owned), client })
+    }
+
+    /// A way by this client.
+    #[cfg(test)]
+    pub fn by(client: Client) -> Self {
+        Self { kubeconfig: None, client: ArcSwap::from_pointee(client) }
+    }
+
+    /// The client of the moment.
+    pub fn client(&self) -> Arc<Client> {
+        self.client.load_full()
+    }
+
+    /// Reads the credentials anew when the API server has refused those of `used`, unless somebody has done so
+    /// since: kube would keep a token for most of a minute. What cannot be read changes nothing.
+    pub async fn renew(&self, used: &Arc<Client>) {
+        if !Arc::ptr_eq(used, &self.client()) {
+            return;
+        }
+        match connect(self.kubeconfig.as_deref()).await {
+            Ok(client) => self.client.store(Arc::new(client)),
+            Err(error) => tracing::warn!(%error, "the credentials cannot be read anew"),
+        }
+    }
+}
 
 /// A way to the API server that `kubeconfig` names, or the pod's service account.
 ///

@@ -54,8 +54,23 @@ impl Settings {
                     |service: &super::ServiceKey| sight.shows(service.namespace.as_bytes());
                 self.name_server.as_ref().is_none_or(namespace)
             }
-            Some(asked) => asked.namespace().is_none_or(|namespace| sight.shows(namespace)),
+            Some(_) => self.shows(qname, sight),
         }
+    }
+
+    /// Tells whether a folded wire name may be told of: it is of no namespace, or of one that is shown.
+    fn shows(&self, name: &[u8], sight: Sight<'_>) -> bool {
+        self.namespace(name).is_none_or(|namespace| sight.shows(namespace))
+    }
+
+    /// Tells whether a message may name something within a cluster domain: whether the domain's first label
+    /// stands anywhere in it. Allocates nothing, and follows no compression.
+    fn may_be_named_in(&self, message: &[u8]) -> bool {
+        self.domains.iter().any(|domain| {
+            let wire = domain.as_wire();
+            let label = wire.get(..=usize::from(wire[0])).unwrap_or_default();
+            message.windows(label.len()).any(|bytes| bytes.eq_ignore_ascii_case(label))
+        })
     }
 }
 
@@ -88,16 +103,24 @@ impl Cluster {
     }
 
     /// Tells whether who asks from `source` for a folded wire name may be given the answer that is shared,
-    /// which has this response code.
+    /// which has this response code, and this message if it is another's.
     ///
     /// Allocates nothing: the hot path asks.
-    pub fn may_share(&self, qname: &[u8], source: IpAddr, rcode: Rcode) -> bool {
+    pub fn may_share(
+        &self,
+        qname: &[u8],
+        source: IpAddr,
+        rcode: Rcode,
+        forwarded: Option<&[u8]>,
+    ) -> bool {
         let settings = &self.settings;
         let may_be_hidden = settings.tenancy.is_some();
         let may_be_found = settings.search.is_some() && rcode == Rcode::NXDOMAIN;
         let is_within = || settings.domains.iter().any(|domain| qname.ends_with(domain.as_wire()));
+        // Whom another's answer leads to is looked at on the long way.
+        let leads_in = may_be_hidden && forwarded.is_some_and(|m| settings.may_be_named_in(m));
         let concerns = match may_be_hidden {
-            true => is_within() || qname.ends_with(ARPA),
+            true => leads_in || is_within() || qname.ends_with(ARPA),
             false => may_be_found && is_within(),
         };
         if !concerns {
@@ -112,7 +135,8 @@ impl Cluster {
             pod.is_some_and(|pod| search::is_first(qname, &pod.namespace, &settings.domains))
                 && !self.is_below_service(&snapshot, qname)
         };
-        settings.shows_all_of(qname, settings.sight(namespace)) && !is_first()
+        let sight = settings.sight(namespace);
+        settings.shows_all_of(qname, sight) && (sight.is_all() || !leads_in) && !is_first()
     }
 
     /// Tells whether something is hidden from `asker`.
@@ -131,6 +155,11 @@ impl Cluster {
     pub fn shows_all_of(&self, qname: &Name, asker: &Asker) -> bool {
         let sight = self.settings.sight(asker.namespace.as_deref());
         self.settings.shows_all_of(qname.as_wire(), sight)
+    }
+
+    /// Tells whether `asker` may be told of `name`, as the target of an alias say.
+    pub fn shows(&self, name: &Name, asker: &Asker) -> bool {
+        self.settings.shows(name.as_wire(), self.settings.sight(asker.namespace.as_deref()))
     }
 
     /// The answer to `asker`; `None` when the name is none of ours.

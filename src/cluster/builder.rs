@@ -50,14 +50,27 @@ pub(super) struct Builder {
     touched: Touched,
     /// Where queries are counted by namespace.
     counts: Option<Arc<ByNamespace>>,
-    /// What was told last of the Services of interest.
+    /// Services whose endpoints others want to know.
+    interest: BTreeSet<ServiceKey>,
+    /// What was told last of them.
     told: HashMap<ServiceKey, Vec<SocketAddr>>,
 }
 
 impl Builder {
-    /// Nothing known yet; gives pods the numbers under which their namespace's queries are counted.
-    pub fn counting(counts: Option<Arc<ByNamespace>>) -> Self {
-        Self { counts, ..Self::default() }
+    /// Nothing known yet; tells of the endpoints of the Services of interest, and gives pods the numbers under
+    /// which their namespace's queries are counted.
+    pub fn new(interest: BTreeSet<ServiceKey>, counts: Option<Arc<ByNamespace>>) -> Self {
+        Self { interest, counts, ..Self::default() }
+    }
+
+    /// Tells of the endpoints of these Services from now on; gives back what is known of new ones.
+    pub fn follow(&mut self, interest: BTreeSet<ServiceKey>) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+        let joined = interest.difference(&self.interest);
+        let keys = joined.filter_map(|key| name::service_key(&key.namespace, &key.name));
+        let keys: HashSet<SharedKey> = keys.map(SharedKey::from).collect();
+        self.told.retain(|service, _| interest.contains(service));
+        self.interest = interest;
+        self.tell(&keys)
     }
 
     /// Takes a batch in; gives back the new snapshot, which shares all but what changed.
@@ -307,7 +320,7 @@ impl Builder {
             }
         }
         let names = touched.names(settings, &changed, self.services.keys());
-        let endpoints = self.tell(settings, &touched.services);
+        let endpoints = self.tell(&touched.services);
         Changes { names, endpoints, synced: false, triggered: touched.triggered }
     }
 
@@ -342,13 +355,9 @@ impl Builder {
     }
 
     /// The endpoints of the Services of interest that are others than those told last.
-    fn tell(
-        &mut self,
-        settings: &Settings,
-        touched: &HashSet<SharedKey>,
-    ) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+    fn tell(&mut self, touched: &HashSet<SharedKey>) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
         let mut changed = Vec::new();
-        for service in &settings.interest {
+        for service in &self.interest {
             let key = name::service_key(&service.namespace, &service.name);
             let Some(key) = key.filter(|key| touched.contains(key.as_slice())) else { continue };
             let parts = self.parts.get(key.as_slice());

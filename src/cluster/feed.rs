@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use futures_util::{AsyncBufRead, AsyncBufReadExt};
 use http::Request;
-use kube::Client;
 use kube::core::WatchEvent;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
 
+use super::api::Way;
 use super::backoff::Backoff;
 use super::object::Object;
 use super::trouble::Trouble;
@@ -51,7 +51,7 @@ pub struct Subject {
 /// What the feeds of one watch share.
 #[derive(Clone)]
 pub struct Shared {
-    pub client: Client,
+    pub way: Arc<Way>,
     /// Held while a request is on its way: the next one finds the connection that this one made.
     pub dial: Arc<Mutex<()>>,
     pub out: mpsc::Sender<Event>,
@@ -266,7 +266,8 @@ impl<T: DeserializeOwned + Clone> Feed<T> {
         self.shared.metrics.requests.of(self.subject.resource).inc();
         let dial = Arc::clone(&self.shared.dial);
         let alone = dial.lock().await;
-        let response = timeout(FIRST_BYTE, self.shared.client.request_stream(request)).await;
+        let client = self.shared.way.client();
+        let response = timeout(FIRST_BYTE, client.request_stream(request)).await;
         drop(alone);
         let response = response.map_err(|_| Trouble::Silent(FIRST_BYTE))?;
         match response.map_err(Trouble::from) {
@@ -280,6 +281,10 @@ impl<T: DeserializeOwned + Clone> Feed<T> {
             Err(trouble) => {
                 let denied = matches!(trouble, Trouble::Said { code: 401 | 403, .. });
                 self.shared.metrics.denied.set(verb, self.subject.resource, denied);
+                // The token may have been replaced.
+                if matches!(trouble, Trouble::Said { code: 401, .. }) {
+                    self.shared.way.renew(&client).await;
+                }
                 Err(trouble)
             }
         }
@@ -311,14 +316,18 @@ impl<T: DeserializeOwned + Clone> Feed<T> {
         if self.backoff.failures() > 0 && self.told.as_ref() != Some(&text) {
             let resource = self.subject.resource;
             match trouble {
-                Trouble::Said { code: 401 | 403, .. } if resource == ApiResource::Pods => {
+                Trouble::Said { code: 401, .. } => tracing::error!(
+                    %resource, error = text, "the API server does not know us: the token, or what else the way \
+                    to it names, has ended or is wrong; cluster names are forwarded, or stay as they were"
+                ),
+                Trouble::Said { code: 403, .. } if resource == ApiResource::Pods => {
                     tracing::error!(
                         %resource, error = text, "the API server forbids it: without the verbs list and watch on \
                         {resource} nobody is known who asks (search lists are not completed, tenancy shows what its line ? says), \
                         and with verified pods cluster names are forwarded"
                     )
                 }
-                Trouble::Said { code: 401 | 403, .. } => tracing::error!(
+                Trouble::Said { code: 403, .. } => tracing::error!(
                     %resource, error = text, "the API server forbids it: the cluster role of nodens needs the \
                     verbs list and watch on {resource}; cluster names are forwarded, or stay as they were"
                 ),
@@ -379,6 +388,7 @@ mod tests {
     use std::sync::Mutex as Shelf;
 
     use http::Response;
+    use kube::Client;
     use kube::client::Body;
 
     use super::*;
@@ -408,7 +418,7 @@ mod tests {
         });
         let (out, mut news) = mpsc::channel(8);
         let shared = Shared {
-            client: Client::new(server, "default"),
+            way: Arc::new(Way::by(Client::new(server, "default"))),
             dial: Arc::default(),
             out,
             is_back: Arc::default(),

@@ -69,7 +69,7 @@ pub struct Settings {
     pub domains: Vec<Name>,
     pub ttl: Ttl,
     pub pods: PodNames,
-    /// Services whose endpoints others want to know: the cluster DNS, and those named as upstreams.
+    /// Services whose endpoints others want to know at first: the cluster DNS, and those named as upstreams.
     pub interest: BTreeSet<ServiceKey>,
     /// The cluster DNS: the zone's name server.
     pub name_server: Option<ServiceKey>,
@@ -85,6 +85,12 @@ impl Settings {
         let parse = |domain| Some((domain, name::parse(qname, domain)?));
         let domains = self.domains.iter().filter_map(parse);
         domains.max_by_key(|(domain, _)| domain.as_wire().len())
+    }
+
+    /// The label of the namespace that a folded wire name is of, if it lies in a cluster domain.
+    fn namespace<'a>(&self, qname: &'a [u8]) -> Option<&'a [u8]> {
+        let (domain, _) = self.within(qname)?;
+        name::namespace(qname, domain)
     }
 }
 
@@ -152,9 +158,10 @@ impl Cluster {
     /// An empty zone, not synced.
     pub fn new(settings: Settings) -> Self {
         let began = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let builder = Builder::new(settings.interest.clone(), None);
         Self {
             settings,
-            builder: Mutex::default(),
+            builder: builder.into(),
             snapshot: ArcSwap::default(),
             synced: AtomicBool::new(false),
             counts: None,
@@ -165,7 +172,7 @@ impl Cluster {
     /// The same zone, still empty, which counts queries by the asking pod's namespace.
     #[must_use]
     pub fn counting(self, counts: Option<Arc<ByNamespace>>) -> Self {
-        let builder = Builder::counting(counts.clone());
+        let builder = Builder::new(self.settings.interest.clone(), counts.clone());
         Self { counts, builder: builder.into(), ..self }
     }
 
@@ -187,6 +194,11 @@ impl Cluster {
             self.synced.store(true, Ordering::Release);
         }
         Changes { synced: self.is_synced(), ..changes }
+    }
+
+    /// Follows the endpoints of these Services from now on; gives back those that are known of new ones.
+    pub fn follow(&self, interest: BTreeSet<ServiceKey>) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+        self.builder.lock().unwrap_or_else(PoisonError::into_inner).follow(interest)
     }
 
     /// Tells whether the zone answers.

@@ -39,7 +39,7 @@ pub enum Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    /// The label of the namespace that the name is of.
+    /// The label of the namespace that the name is of, if it may exist.
     pub fn namespace(self) -> Option<&'a [u8]> {
         match self {
             Self::Namespace(namespace)
@@ -66,6 +66,20 @@ impl<'a> Key<'a> {
 
 /// Reads what a folded wire name asks for within the cluster domain `domain`; `None` when it is not within.
 pub fn parse<'a>(wire: &'a [u8], domain: &Name) -> Option<Asked<'a>> {
+    front(wire, domain).map(within)
+}
+
+/// The label of the namespace that a folded wire name within `domain` is of, however far below it.
+pub fn namespace<'a>(wire: &'a [u8], domain: &Name) -> Option<&'a [u8]> {
+    let (mut before, mut last) = (None, None);
+    for label in labels(front(wire, domain)?) {
+        (before, last) = (last, Some(label));
+    }
+    before.filter(|_| matches!(last, Some(b"svc" | b"pod")))
+}
+
+/// The labels of a folded wire name in front of `domain`; `None` when it is not within.
+fn front<'a>(wire: &'a [u8], domain: &Name) -> Option<&'a [u8]> {
     let start = wire.len().checked_sub(domain.as_wire().len())?;
     // Bytes that end alike may differ in where labels begin, so whole suffixes are compared.
     if !suffixes(wire).any(|suffix| suffix.len() == domain.as_wire().len())
@@ -73,7 +87,7 @@ pub fn parse<'a>(wire: &'a [u8], domain: &Name) -> Option<Asked<'a>> {
     {
         return None;
     }
-    Some(within(wire.get(..start)?))
+    wire.get(..start)
 }
 
 /// Reads the labels in front of the domain.
@@ -240,6 +254,26 @@ mod tests {
         }
         for outside in ["example", "example.org", "xcluster.example", "."] {
             assert_eq!(asked(outside), None, "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_of_a_namespace_however_deep_it_is() {
+        let domain = Name::from_text("cluster.example").expect("domain");
+        for (name, expected) in [
+            ("shop.svc.cluster.example", Some("shop")),
+            ("web.SHOP.svc.cluster.example", Some("shop")),
+            ("a.b.c.d.e.f.web.shop.svc.cluster.example", Some("shop")),
+            ("1-2-3-4.shop.pod.cluster.example", Some("shop")),
+            ("svc.cluster.example", None),
+            ("cluster.example", None),
+            ("corp.cluster.example", None),
+            ("web.shop.corp.cluster.example", None),
+            ("shop.svc.example.org", None),
+        ] {
+            let wire = Name::from_text(name).expect(name);
+            let found = namespace(wire.as_wire(), &domain).map(|label| label.to_vec());
+            assert_eq!(found, expected.map(|label| label.as_bytes().to_vec()), "{name}");
         }
     }
 

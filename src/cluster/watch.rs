@@ -19,9 +19,10 @@ use thiserror::Error;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+use super::api::Way;
 use super::feed::{Feed, Shared, Subject, encode};
 use super::object::{HEADLESS_LABEL, Object, SERVICE_NAME_LABEL, ServiceKey};
-use super::{Event, Stream, api};
+use super::{Event, Stream};
 use crate::clock;
 use crate::metrics::{ApiResource, WatchMetrics};
 
@@ -105,10 +106,10 @@ impl Watch {
     /// # Errors
     /// [`WatchError`] when the configuration cannot be used. That the server is away is none.
     pub async fn connect(wanted: &Wanted, metrics: WatchMetrics) -> Result<Self, WatchError> {
-        let client = api::connect(wanted.kubeconfig.as_deref()).await?;
+        let way = Arc::new(Way::open(wanted.kubeconfig.as_deref()).await?);
         let (out, news) = mpsc::channel(ROOM);
         let (dial, is_back) = (Arc::default(), Arc::new(Notify::new()));
-        let shared = Shared { client, dial, out, is_back, metrics };
+        let shared = Shared { way, dial, out, is_back, metrics };
         let mut watch = Self {
             shared,
             news,
@@ -156,7 +157,14 @@ impl Watch {
                 self.unlisted.remove(&Stream::Pods);
             }
         }
-        self.follow_names();
+        self.follow_names(false);
+    }
+
+    /// Asks for the EndpointSlices of these Services, whatever their kind, from now on; an event where none are
+    /// asked for by name any more.
+    pub fn follow(&mut self, interest: BTreeSet<ServiceKey>) -> Option<Event> {
+        self.interest = interest;
+        self.follow_names(true)
     }
 
     /// Starts one feed, which must list before the zone may answer.
@@ -180,7 +188,7 @@ impl Watch {
         for event in &events {
             self.note(event);
         }
-        if let Some(event) = self.follow_names() {
+        if let Some(event) = self.follow_names(false) {
             events.push(event);
         }
         if self.unlisted.is_empty() && !std::mem::replace(&mut self.is_synced, true) {
@@ -212,15 +220,19 @@ impl Watch {
         }
     }
 
-    /// Asks for the EndpointSlices of further names; an event when none are wanted any more.
-    fn follow_names(&mut self) -> Option<Event> {
+    /// Asks for the EndpointSlices of further names, or where it `is_exact` of fewer too; an event when none are
+    /// wanted any more.
+    fn follow_names(&mut self, is_exact: bool) -> Option<Event> {
         let keys = self.interest.iter().chain(&self.unlabelled);
         let names: BTreeSet<_> = keys.map(|key| Arc::clone(&key.name)).collect();
         match &self.named {
             None if names.is_empty() => return None,
             // A name too many costs little, another list more. And a list must come to its end, or
             // Services that come fast would hold it off for ever.
-            Some((asked, _)) if names.is_subset(asked) && !names.is_empty() => return None,
+            Some((asked, _)) if names == *asked => return None,
+            Some((asked, _)) if !is_exact && names.is_subset(asked) && !names.is_empty() => {
+                return None;
+            }
             Some(_) if self.unlisted.contains(&Stream::Named) => return None,
             _ => {}
         }

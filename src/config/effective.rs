@@ -18,7 +18,25 @@ impl Config {
     /// Writes every key with its value; a key whose default is no value is written as a comment.
     pub fn to_toml(&self) -> String {
         let mut out = String::new();
-        let tables = [
+        for (head, values) in &self.tables() {
+            write_table(&mut out, head, values);
+        }
+        for zone in &self.forward {
+            write_table(&mut out, "[[forward]]", &forward(zone));
+        }
+        out
+    }
+
+    /// The keys outside of `[[forward]]` whose values differ from those of `other`.
+    pub fn keys_unlike(&self, other: &Self) -> Vec<&'static str> {
+        let values = |config: &Self| config.tables().into_iter().flat_map(|(_, values)| values);
+        let pairs = values(self).zip(values(other));
+        pairs.filter(|(ours, theirs)| ours != theirs).map(|((key, _), _)| key).collect()
+    }
+
+    /// All tables but `[[forward]]`, each with its head.
+    fn tables(&self) -> [(&'static str, Values); 8] {
+        [
             ("", top(self)),
             ("[serve]", serve(&self.serve)),
             ("[cache]", cache(&self.cache)),
@@ -27,14 +45,7 @@ impl Config {
             ("[intercept]", intercept(&self.intercept)),
             ("[admin]", admin(&self.admin)),
             ("[log]", log(&self.log)),
-        ];
-        for (head, values) in &tables {
-            write_table(&mut out, head, values);
-        }
-        for zone in &self.forward {
-            write_table(&mut out, "[[forward]]", &forward(zone));
-        }
-        out
+        ]
     }
 }
 

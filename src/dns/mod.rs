@@ -52,6 +52,8 @@ impl Qtype {
     pub const DNAME: Self = Self(39);
     pub const OPT: Self = Self(41);
     pub const RRSIG: Self = Self(46);
+    pub const SVCB: Self = Self(64);
+    pub const HTTPS: Self = Self(65);
     pub const TKEY: Self = Self(249);
     pub const TSIG: Self = Self(250);
     pub const IXFR: Self = Self(251);

@@ -165,19 +165,18 @@ pub(super) fn joined(
     whole.metadata.response_code = message.metadata.response_code;
     whole.add_answers(std::mem::take(&mut message.answers));
     whole.add_authorities(std::mem::take(&mut message.authorities));
+    whole.edns = message.edns.take();
     let encoded = Encoded::from_wire(&whole.to_vec().ok()?).ok()?;
     // Load is spread over the target's addresses under every name that leads to them.
     Some(if response.entry.encoded().rotates() { encoded.with_rotation() } else { encoded })
 }
 
-/// The response as hickory's message, with its TTLs as they are now.
+/// The response as hickory's message, with its TTLs as they are now, and in its EDNS why it is what it is.
 pub(super) fn decode(response: &Response, query: &Query) -> Option<Message> {
     let encoded = response.entry.encoded();
     let wire = query.to_wire(0, query.qname.as_wire(), true);
     let view = crate::dns::query::QueryView::parse(&wire).ok()?;
     let mut out = vec![0; encoded.max_fitted_len()];
     let len = encoded.fit(&view, response.aging, usize::from(u16::MAX) + edns::OPT_LEN, &mut out);
-    let mut message = Message::from_vec(&out[..len]).ok()?;
-    message.edns = None;
-    Some(message)
+    Message::from_vec(&out[..len]).ok()
 }

@@ -72,6 +72,7 @@ fn merged(query: &Query, parts: [(Option<&Response>, &Query); 2]) -> Option<Enco
     let empty = build::authoritative(query, Rcode::NOERROR, &[], &[]);
     let mut whole = Message::from_vec(empty.as_wire()).ok()?;
     whole.metadata.response_code = rcode;
+    whole.edns = messages.iter().find_map(|message| message.edns.clone());
     if answers.is_empty() {
         whole.add_authorities(messages.into_iter().next()?.authorities);
     }

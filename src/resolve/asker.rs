@@ -19,7 +19,8 @@ use crate::cluster::zone::Answer;
 use crate::dns::build::LocalRecord;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
-use crate::dns::response::{Encoded, Section};
+use crate::dns::response::Encoded;
+use crate::dns::wire::RecordAt;
 use crate::dns::{Qclass, Qtype, Rcode};
 use crate::metrics::{Origin, ZoneId};
 
@@ -31,6 +32,19 @@ const SEARCH_TIME: Duration = Duration::from_millis(4500);
 struct To<'a> {
     cluster: &'a Cluster,
     asker: &'a Asker,
+}
+
+impl To<'_> {
+    /// Tells whether the asker may be told every name in a response: of owners, and those that records lead to.
+    fn may_see(self, encoded: &Encoded) -> bool {
+        let is_shown = |at| {
+            let name = Name::from_message(encoded.as_wire(), at);
+            name.is_some_and(|name| self.cluster.shows(&name, self.asker))
+        };
+        encoded
+            .records()
+            .all(|(_, record)| is_shown(record.start) && target_of(&record).is_none_or(is_shown))
+    }
 }
 
 impl Resolver {
@@ -45,7 +59,9 @@ impl Resolver {
     /// Allocates nothing.
     pub fn may_share(&self, key: &KeyBuffer, source: IpAddr, entry: &Entry) -> bool {
         let Some(cluster) = &self.askers else { return true };
-        let may_share = cluster.may_share(key.qname(), source, entry.encoded().rcode());
+        let encoded = entry.encoded();
+        let forwarded = (entry.origin() == Origin::Forward).then(|| encoded.as_wire());
+        let may_share = cluster.may_share(key.qname(), source, encoded.rcode(), forwarded);
         if may_share {
             cluster.count(source);
         }
@@ -146,22 +162,24 @@ impl Resolver {
             let carrier = if is_any { Carrier::Stream } else { carrier };
             return match self.own_alias(query) {
                 Some(alias) => self.seen_behind(query, alias, to).await,
-                None => self.resolve(query, carrier).await,
+                None => Ok(self.screened(query, self.resolve(query, carrier).await?, to)),
             };
         }
         match to.cluster.answer_to(query, to.asker) {
             Some(Answer::Whole(encoded)) => Ok(self.once(query, encoded)),
             Some(Answer::Alias(alias)) => self.seen_behind(query, alias, to).await,
-            None => {
-                let response = self.resolve(query, carrier).await?;
-                if leads_only_to(response.entry.encoded(), |name| {
-                    to.cluster.shows_all_of(name, to.asker)
-                }) {
-                    return Ok(response);
-                }
-                Ok(self.once(query, to.cluster.denial(query)))
-            }
+            None => Ok(self.screened(query, self.resolve(query, carrier).await?, to)),
         }
+    }
+
+    /// The response, or that there is no such name where it names what the asker does not see: the cluster zone
+    /// minds that itself, others do not.
+    fn screened(&self, query: &Query, response: Response, to: To<'_>) -> Response {
+        let is_ours = response.entry.origin() == Origin::Cluster;
+        if is_ours || to.may_see(response.entry.encoded()) {
+            return response;
+        }
+        self.once(query, to.cluster.denial(query))
     }
 
     /// The response to `query`, whose name is this alias, as the asker sees its target.
@@ -179,7 +197,15 @@ impl Resolver {
             let is_shown = to.cluster.shows_all_of(&target.qname, to.asker);
             match self.own_alias(&target).filter(|_| is_shown) {
                 Some(alias) => aliases.push(alias),
-                None if is_shown => return self.resolve(query, Carrier::Stream).await,
+                None if is_shown => {
+                    let whole = self.resolve(query, Carrier::Stream).await?;
+                    if to.may_see(whole.entry.encoded()) {
+                        return Ok(whole);
+                    }
+                    let denied = self.once(&target, to.cluster.denial(&target));
+                    let led = self.led(query, &aliases, (&target, &denied));
+                    return led.ok_or(ResolveError::Internal);
+                }
                 None => {
                     let response = Box::pin(self.seen(&target, Carrier::Stream, to)).await?;
                     let led = self.led(query, &aliases, (&target, &response));
@@ -223,11 +249,12 @@ impl Resolver {
     }
 }
 
-/// Tells whether every name to which a response's PTR records lead may be seen.
-fn leads_only_to(encoded: &Encoded, is_shown: impl Fn(&Name) -> bool) -> bool {
-    let answers = encoded
-        .records()
-        .filter(|(section, record)| *section == Section::Answer && record.rtype == Qtype::PTR.0);
-    let targets = answers.map(|(_, record)| Name::from_message(encoded.as_wire(), record.rdata));
-    targets.into_iter().all(|target| target.is_some_and(|name| is_shown(&name)))
+/// Where the name stands that a record leads to, if its type leads to one.
+fn target_of(record: &RecordAt) -> Option<usize> {
+    match Qtype(record.rtype) {
+        Qtype::CNAME | Qtype::DNAME | Qtype::PTR | Qtype::NS => Some(record.rdata),
+        Qtype::MX | Qtype::SVCB | Qtype::HTTPS => Some(record.rdata + 2),
+        Qtype::SRV => Some(record.rdata + 6),
+        _ => None,
+    }
 }

@@ -45,6 +45,11 @@ impl Upstreams {
         moved.iter().for_each(|group| group.moved.notify_waiters());
     }
 
+    /// Forgets who belongs to `source`, which nobody follows any more; groups that name it stay as they are.
+    pub fn forget_endpoints(&self, source: &EndpointSource) {
+        locked(&self.sources).remove(source);
+    }
+
     /// Tells whether anybody has said who belongs to `source`.
     pub fn knows(&self, source: &EndpointSource) -> bool {
         locked(&self.sources).contains_key(source)

@@ -99,6 +99,43 @@ fn a_token_that_is_replaced_in_its_file_is_soon_used_and_nothing_is_listed_again
     assert_eq!(watching.lists(), lists);
 }
 
+/// The kubelet replaces tokens long before they end; a revoked one, or a clock that is wrong, ends at once.
+#[test]
+fn a_token_that_is_refused_is_read_again_at_once_and_nothing_is_listed_again() {
+    let (server, place) = (Scripted::start(), Place::new());
+    server.hold("services", &[service("first", 1)]);
+    let file = place.write("token", "one");
+    let mut watching = by_token_file(&server, &file);
+    let lists = watching.lists();
+    place.write("token", "two");
+    server.know("two");
+    let (before, began) = (server.asked().len(), Instant::now());
+    server.end();
+    let event = service("after", 9);
+    assert!(
+        until(PATIENCE, || server.try_say("services", "ADDED", &event)),
+        "{:?}",
+        server.asked()
+    );
+    watching.until(PATIENCE, |event| named(event) == Some("after"));
+    println!("watched with the new token {:?} after the old one was refused", began.elapsed());
+    // By itself kube would have read it after 50 s.
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    let asked = &server.asked()[before..];
+    let refused = asked.iter().filter(|asked| asked.authorization == "Bearer one").count();
+    assert!((1..=4).contains(&refused), "each feed at most once: {asked:?}");
+    assert_eq!(watching.lists(), lists);
+    // A token that stays wrong is said to be so, and asked about with backoff.
+    server.know("three");
+    server.end();
+    let denied = || watching.metrics.denied.is_set(ApiVerb::Watch, ApiResource::Services);
+    assert!(until(PATIENCE, denied));
+    place.write("token", "three");
+    assert!(until(PATIENCE, || server.try_say("services", "ADDED", &service("last", 10))));
+    watching.until(PATIENCE, |event| named(event) == Some("last"));
+    assert_eq!(watching.lists(), lists);
+}
+
 /// A watch on `server` with the token of a file, synced.
 fn by_token_file(server: &Scripted, file: &Path) -> Watching {
     let config = server.kubeconfig(&json!({ "tokenFile": file }));

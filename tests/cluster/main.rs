@@ -18,8 +18,10 @@ mod meter;
 mod objects;
 mod outage;
 mod plane;
+mod reload;
 mod scale;
 mod scripted;
+mod spark;
 mod watching;
 
 /// Tells whether runs last as long as operators fear.

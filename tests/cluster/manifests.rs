@@ -15,17 +15,6 @@ use crate::harness::{
 use crate::objects::{endpoint, headless, service, slice};
 use crate::plane::{Plane, needs_kubernetes};
 
-/// The DaemonSet's account.
-const ACCOUNT: &str = "/api/v1/namespaces/nodens/serviceaccounts/nodens";
-
-/// A token of the DaemonSet's account, as the kubelet asks for one.
-fn token(plane: &Plane) -> String {
-    let spec =
-        json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
-    let token = plane.must("POST", &format!("{ACCOUNT}/token"), Some(&spec));
-    token["status"]["token"].as_str().expect("a token").to_owned()
-}
-
 /// A name of the cluster zone.
 const DB: &str = "db.default.svc.cluster.local";
 
@@ -67,7 +56,7 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
         object["metadata"]["namespace"] = "default".into();
         plane.apply(&object);
     }
-    let token = token(&plane);
+    let token = plane.token("nodens", "nodens");
     services_are_asked_for(&plane, &token);
     let slices = "/apis/discovery.k8s.io/v1/endpointslices";
     for (method, path, code) in [
@@ -92,19 +81,21 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
 }
 
 /// A node with a pod of the DaemonSet, and a control plane where kube-proxy would lead to it.
-struct Stage {
-    pod: Pod,
-    node: Node,
-    plane: Plane,
-    token: String,
+pub struct Stage {
+    pub pod: Pod,
+    pub node: Node,
+    pub plane: Plane,
+    /// The DaemonSet's.
+    pub token: String,
     _host: Place,
     _upstream: Sink,
 }
 
 impl Stage {
     /// In the calling thread's own namespace; the manifests as `edit` leaves them.
-    fn new(programs: &Path, edit: impl Fn(&mut Value)) -> Self {
-        let plane = Plane::start(programs, &[]);
+    pub fn new(programs: &Path, edit: impl Fn(&mut Value)) -> Self {
+        // Pods reach it by the node's address.
+        let plane = Plane::start(programs, &["--bind-address=0.0.0.0"]);
         let node = Node::new();
         let mut objects = objects();
         objects.iter_mut().for_each(edit);
@@ -120,12 +111,14 @@ impl Stage {
         // As kube-proxy leads to the API server.
         let port = plane.address().port();
         nft(&format!(
-            "table ip api {{ chain output {{ type nat hook output priority -100;\n\
-             ip daddr 10.96.0.1 tcp dport 443 dnat to 127.0.0.1:{port}\n}}\n}}"
+            "table ip api {{\nchain output {{ type nat hook output priority -100;\n\
+             ip daddr 10.96.0.1 tcp dport 443 dnat to 127.0.0.1:{port}\n}}\n\
+             chain pods {{ type nat hook prerouting priority -100;\n\
+             ip daddr 10.96.0.1 tcp dport 443 redirect to :{port}\n}}\n}}"
         ));
         let account = Account {
             server: ([10, 96, 0, 1], 443).into(),
-            token: token(&plane),
+            token: plane.token("nodens", "nodens"),
             authority: std::fs::read_to_string(plane.place.path("apiserver.crt")).expect("PEM"),
         };
         let upstream = Sink::at(([198, 18, 9, 9], 53).into(), |seen| sink::ordinary(seen).now());
@@ -141,7 +134,7 @@ impl Stage {
     }
 
     /// Waits until what is asked of `asked` is answered from the cluster zone.
-    fn wait_for_zone(&self, asked: &str) {
+    pub fn wait_for_zone(&self, asked: &str) {
         let is_ours = || self.ask(asked, DB).is_some_and(|answer| answer.has(flag::AA));
         assert!(until(START, is_ours), "{}", self.pod.process.log());
     }

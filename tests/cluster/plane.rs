@@ -116,6 +116,22 @@ impl Plane {
         self.client = self.runtime.block_on(connect(&config));
     }
 
+    /// A kubeconfig for `token` by the address that every pod is told: the test leads it to the API server.
+    pub fn kubeconfig_of_pods(&self, user: &str, token: &str) -> PathBuf {
+        let text = std::fs::read_to_string(self.kubeconfig(user, token)).expect("a kubeconfig");
+        let here = self.address().to_string();
+        self.place.write(&format!("{user}.kubeconfig"), &text.replace(&here, "10.96.0.1:443"))
+    }
+
+    /// A token of a service account, as the kubelet asks for one.
+    pub fn token(&self, namespace: &str, account: &str) -> String {
+        let spec =
+            json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let target = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let token = self.must("POST", &target, Some(&spec));
+        token["status"]["token"].as_str().expect("a token").to_owned()
+    }
+
     /// A kubeconfig for `token`; the file has the user's name.
     pub fn kubeconfig(&self, user: &str, token: &str) -> PathBuf {
         kubeconfig(&self.place, self.port, user, token)
@@ -286,6 +302,38 @@ impl Drop for Plane {
         // The API server first: without etcd it would complain for a while.
         self.server = None;
         let _ = self.etcd.ended();
+    }
+}
+
+/// A way to an API server of somebody in another network namespace: made and used on one thread in it.
+pub struct Way {
+    runtime: tokio::runtime::Runtime,
+    client: kube::Client,
+}
+
+impl Way {
+    /// By this kubeconfig.
+    pub fn by(config: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let client = runtime.block_on(connect(config));
+        Self { runtime, client }
+    }
+
+    /// Makes an object.
+    pub fn make(&self, object: &Value) {
+        self.must("POST", &folder(object), Some(object));
+    }
+
+    /// Deletes an object.
+    pub fn delete(&self, object: &Value) {
+        self.must("DELETE", &path(object), None);
+    }
+
+    /// One request that must succeed.
+    fn must(&self, method: &str, path: &str, body: Option<&Value>) {
+        let (code, value) = self.runtime.block_on(ask(&self.client, method, path, body));
+        assert!((200..300).contains(&code), "{method} {path}: {code} {value}");
     }
 }
 

@@ -41,6 +41,8 @@ struct State {
     asked: Vec<Asked>,
     /// Answers to come in place of watches.
     refusals: Vec<u16>,
+    /// The only token that is known, if not every one is.
+    token: Option<&'static str>,
 }
 
 /// The server; its threads live as long as the process.
@@ -111,6 +113,11 @@ impl Scripted {
         self.lock().refusals.extend(codes);
     }
 
+    /// Knows no token but this one from now on: all others get a 401. Running watches go on.
+    pub fn know(&self, token: &'static str) {
+        self.lock().token = Some(token);
+    }
+
     /// All that has been asked so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.lock().asked.clone()
@@ -150,6 +157,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
         state.asked.push(asked.clone());
         if let Some(code) = state.refusals.pop() {
             return refuse(stream, code);
+        }
+        let is_known = |token| asked.authorization == format!("Bearer {token}");
+        if !state.token.is_none_or(is_known) {
+            return refuse(stream, 401);
         }
         let (sender, lines) = channel();
         state.running.push((name, sender));

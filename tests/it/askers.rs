@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::harness::message::Answer;
+use crate::harness::sink::Reply;
 use crate::harness::wire::{PATIENCE, Udp, framed};
 use crate::harness::{
-    Daemon, Place, Seen, Setup, Sink, ask, name_to_wire, qtype, rcode, until, wire,
+    Action, Daemon, Place, Seen, Setup, Sink, ask, name_to_wire, qtype, rcode, until, wire,
 };
 
 /// Two tenants with a Service and a pod each; and a pod on the host network.
@@ -63,6 +64,11 @@ fn pod(namespace: &str, name: &str, address: &str) -> String {
 /// A daemon over the tenants with more keys of `[cluster]`. `www.example.org` has an A record, TTL 60, and
 /// nothing else has any.
 fn start(keys: &str) -> (Place, Daemon, Sink) {
+    start_beside(keys, "")
+}
+
+/// The same; the last forward zone of `keys` and those of `zones` ask the same upstream.
+fn start_beside(keys: &str, zones: &str) -> (Place, Daemon, Sink) {
     let place = Place::new();
     std::fs::create_dir(place.path("manifests")).expect("a folder");
     place.write("manifests/all.yaml", MANIFEST);
@@ -77,13 +83,41 @@ fn start(keys: &str) -> (Place, Daemon, Sink) {
                 let name = name_to_wire("x.card.pay.svc.cluster.local");
                 reply.answer(&seen.qname, qtype::PTR, 60, &name).now()
             }
-            _ => reply.rcode(rcode::NXDOMAIN).soa_of(&seen.qname, 60, 60).now(),
+            _ => leading(seen)
+                .unwrap_or_else(|| reply.rcode(rcode::NXDOMAIN).soa_of(&seen.qname, 60, 60).now()),
         }
     });
     let folder = place.path("manifests");
-    let keys = format!("[cluster]\nsource = \"files\"\nfolder = {folder:?}\n{keys}");
+    let zones = [keys, zones].map(|zone| match zone.contains("[[forward]]") {
+        true => format!("{zone}upstreams = [\"{}\"]\n", sink.address),
+        false => zone.to_owned(),
+    });
+    let keys = format!("[cluster]\nsource = \"files\"\nfolder = {folder:?}\n{}", zones.concat());
     let daemon = Setup::towards(sink.address).tables(&keys).start();
     (place, daemon, sink)
+}
+
+/// What others say that leads to a tenant's Service, its address included.
+fn leading(seen: &Seen) -> Option<Action> {
+    let (reply, card) = (seen.reply(), "card.pay.svc.cluster.local");
+    let to = name_to_wire(card);
+    let srv = || [&[0, 1, 0, 1, 0, 80][..], &to].concat();
+    let address = |reply: Reply| reply.answer(&format!("{card}."), qtype::A, 60, &[198, 18, 0, 2]);
+    Some(match (seen.qname.as_str(), seen.qtype) {
+        (
+            "alias.example.org." | "in.corp.cluster.local." | "web.shop.svc.cluster.local.",
+            qtype::A,
+        ) => address(reply.answer(&seen.qname, qtype::CNAME, 60, &to)).now(),
+        ("port.example.org.", qtype::SRV) => {
+            address(reply.answer(&seen.qname, qtype::SRV, 60, &srv())).now()
+        }
+        ("mail.example.org.", qtype::MX) => {
+            let mx = [&[0, 1][..], &to].concat();
+            reply.answer(&seen.qname, qtype::MX, 60, &mx).now()
+        }
+        (name, qtype::A) if name == format!("{card}.") => address(reply).now(),
+        _ => return None,
+    })
 }
 
 /// The answer to a pod's query.
@@ -262,4 +296,110 @@ fn a_pod_sees_the_names_that_it_may_and_a_cached_answer_of_another_is_not_served
     assert!(daemon.metric("nodens_cluster_denials_total", "") >= 12.0);
     let udp = wire::udp(daemon.address(), &ask("www.example.org", qtype::A));
     assert_eq!(udp.data(qtype::A), ["192.0.2.9"], "other names are everybody's");
+}
+
+#[test]
+fn what_others_say_is_told_only_to_those_who_may_see_every_name_in_it() {
+    let zone =
+        "tenancy = [\"pay: *\", \"*: kube-system\"]\n[[forward]]\nzone = \"corp.cluster.local\"\n";
+    let deep = "[[forward]]\nzone = \"deep.pay.svc.cluster.local\"\n";
+    let (_place, daemon, sink) = start_beside(zone, deep);
+    for round in 0..3 {
+        for (name, kind, seen) in [
+            ("alias.example.org", qtype::A, "198.18.0.2"),
+            ("in.corp.cluster.local", qtype::A, "198.18.0.2"),
+            ("port.example.org", qtype::SRV, ""),
+            ("mail.example.org", qtype::MX, ""),
+        ] {
+            // Who may see it goes first: the cache holds the answer.
+            let answer = from(&daemon, PAY, name, kind);
+            assert_eq!(answer.data(qtype::A).join(" ").contains(seen), true, "{name} {round}");
+            assert!(!answer.answers.is_empty(), "{name} {round}");
+            let answer = from(&daemon, SHOP, name, kind);
+            assert_eq!(answer.rcode(), rcode::NXDOMAIN, "{name} {round}");
+            let records = answer.answers.iter().chain(&answer.authority).chain(&answer.additional);
+            for record in records {
+                let text = format!("{} {}", record.owner, record.data);
+                assert!(!text.contains("pay") && !text.contains("198.18"), "{name}: {text}");
+            }
+        }
+        // ANY by UDP asks for addresses; by TCP others are asked for ANY.
+        assert_eq!(from(&daemon, SHOP, "alias.example.org", qtype::ANY).rcode(), rcode::NXDOMAIN);
+        assert_eq!(tcp_from(&daemon, SHOP, "alias.example.org").rcode(), rcode::NXDOMAIN);
+        let plain = from(&daemon, SHOP, "www.example.org", qtype::A);
+        assert_eq!(plain.data(qtype::A), ["192.0.2.9"], "{round}");
+    }
+    // A name of a namespace that is hidden leads nowhere, however deep it is and whoever knows it.
+    let deep = "a.b.c.d.deep.pay.svc.cluster.local";
+    assert_eq!(from(&daemon, SHOP, deep, qtype::A).rcode(), rcode::NXDOMAIN);
+    assert_eq!(sink.seen_for(&format!("{deep}.")).len(), 0);
+    from(&daemon, PAY, deep, qtype::A);
+    assert_eq!(sink.seen_for(&format!("{deep}.")).len(), 1);
+}
+
+#[test]
+fn before_the_first_sync_what_the_cluster_dns_says_is_screened_too() {
+    let place = Place::new();
+    let sink = Sink::start(|seen| leading(seen).unwrap_or_else(|| seen.reply().soa(60, 60).now()));
+    let nobody = crate::harness::place::free_port();
+    let kubeconfig = place.write(
+        "kubeconfig",
+        &format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, users: [{{name: u, user: {{}}}}], clusters: \
+             [{{name: c, cluster: {{server: 'http://127.0.0.1:{nobody}'}}}}], contexts: [{{name: c, context: \
+             {{cluster: c, user: u}}}}]}}"
+        ),
+    );
+    let keys = format!(
+        "[cluster]\nsource = \"watch\"\nkubeconfig = {kubeconfig:?}\nnode = \"n\"\n\
+         tenancy = [\"*: kube-system\", \"?: shop\"]"
+    );
+    let daemon = Setup::towards(sink.address).tables(&keys).start();
+    for round in 0..2 {
+        // Hidden itself; and a name that may be seen, which the cluster DNS knows as an alias of a hidden one.
+        for name in ["card.pay.svc.cluster.local", "web.shop.svc.cluster.local"] {
+            let answer = from(&daemon, SHOP, name, qtype::A);
+            assert_eq!(
+                (answer.rcode(), answer.answers.len()),
+                (rcode::NXDOMAIN, 0),
+                "{name} {round}"
+            );
+        }
+        let other = from(&daemon, SHOP, "other.shop.svc.cluster.local", qtype::A);
+        assert_eq!(other.rcode(), rcode::NOERROR, "{round}");
+    }
+    assert_eq!(sink.seen_for("card.pay.svc.cluster.local.").len(), 0, "nobody is asked");
+}
+
+#[test]
+fn a_stale_answer_that_a_search_list_leads_to_says_that_it_is_stale() {
+    let is_silent = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let sink = Sink::start({
+        let is_silent = std::sync::Arc::clone(&is_silent);
+        move |seen| match seen.qname.as_str() {
+            _ if is_silent.load(std::sync::atomic::Ordering::Relaxed) => Action::Ignore,
+            "www.example.org." => seen.reply().a(seen, 1, [192, 0, 2, 9]).now(),
+            _ => seen.reply().rcode(rcode::NXDOMAIN).soa_of(&seen.qname, 60, 60).now(),
+        }
+    });
+    let place = Place::new();
+    std::fs::create_dir(place.path("manifests")).expect("a folder");
+    place.write("manifests/all.yaml", MANIFEST);
+    place.write("manifests/pods.yaml", &pod("shop", "a", SHOP));
+    let folder = place.path("manifests");
+    let keys = format!(
+        "[cluster]\nsource = \"files\"\nfolder = {folder:?}\nsearch = true\nnode_search = []\n\
+         [local]\nrecords = [\"own.example.net CNAME www.example.org.\"]"
+    );
+    let daemon = Setup::towards(sink.address).tables(&keys).start();
+    let fresh = from(&daemon, SHOP, FIRST, qtype::A);
+    assert_eq!((fresh.data(qtype::A), fresh.ede().len()), (vec!["192.0.2.9"], 0));
+    is_silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(1200));
+    for name in [FIRST, "own.example.net"] {
+        let stale = from(&daemon, SHOP, name, qtype::A);
+        assert_eq!(stale.data(qtype::A), ["192.0.2.9"], "{name}");
+        assert_eq!(stale.answers[1].ttl, 30, "{name}: {stale:?}");
+        assert_eq!(stale.ede(), [3], "{name}: Stale Answer");
+    }
 }

@@ -58,9 +58,12 @@ fn pods() -> Vec<Object> {
 fn search(cluster: &Cluster, first: &str, source: &str) -> Option<usize> {
     let qname = name_of(first);
     let rest = cluster.search_on(&qname, &cluster.asker(at(source)));
-    let shared = cluster.may_share(qname.as_wire(), at(source), Rcode::NXDOMAIN);
+    let shared = cluster.may_share(qname.as_wire(), at(source), Rcode::NXDOMAIN, None);
     assert_eq!(shared, rest.is_none(), "{source}: the hot path and the search disagree");
-    assert!(cluster.may_share(qname.as_wire(), at(source), Rcode::NOERROR), "{source}: it exists");
+    assert!(
+        cluster.may_share(qname.as_wire(), at(source), Rcode::NOERROR, None),
+        "{source}: it exists"
+    );
     rest.map(|rest| rest.len())
 }
 
@@ -207,7 +210,8 @@ fn names_of_namespaces_that_are_not_shown_do_not_exist_whatever_the_type() {
             Some(Answer::Whole(_)) => told(&cluster, &full, qtype, pay),
         };
         if everybody != expected {
-            let shared = cluster.may_share(name_of(&full).as_wire(), at(source), Rcode::NOERROR);
+            let shared =
+                cluster.may_share(name_of(&full).as_wire(), at(source), Rcode::NOERROR, None);
             assert!(!shared, "{name} to {source}");
         }
     }
@@ -225,6 +229,6 @@ fn of_an_address_of_two_tenants_each_is_told_its_own_name() {
     let all = told(&cluster, reverse, Qtype::PTR, "192.0.2.99");
     assert!(all.contains(shop) && all.contains(pay), "{all}");
     for source in ["192.0.2.1", "192.0.2.2"] {
-        assert!(!cluster.may_share(name_of(reverse).as_wire(), at(source), Rcode::NOERROR));
+        assert!(!cluster.may_share(name_of(reverse).as_wire(), at(source), Rcode::NOERROR, None));
     }
 }
