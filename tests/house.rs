@@ -33,7 +33,10 @@ const TOOLS: &[(&str, &[&str])] = &[
 /// Which files may name a foreign crate. A path that ends in `/` means all files below it.
 const FENCES: &[(&[&str], &[&str])] = &[
     (&["hickory_server"], &["src/serve/", "src/lab/"]),
-    (&["hickory_resolver"], &["src/upstream/transport.rs", "src/upstream/tls.rs", "src/stub/"]),
+    (
+        &["hickory_resolver"],
+        &["src/upstream/dial.rs", "src/upstream/transport.rs", "src/upstream/tls.rs", "src/stub/"],
+    ),
     (
         &["hickory_proto"],
         &[

@@ -36,7 +36,7 @@ fuzz_target!(|input: (u8, u16, u32, &[u8])| {
     if choices & 32 == 0 && message.len() >= 2 {
         message[..2].copy_from_slice(&asked.wire()[..2]);
     }
-    if let Verdict::Conclusive { encoded, echoed } = asked.judge_datagram(&message) {
+    if let Verdict::Conclusive { encoded, echoed, .. } = asked.judge_datagram(&message) {
         answers(&message, asked.wire(), echoed || exact_case);
         cached(&query, asked.wire(), encoded, age);
     }

@@ -45,6 +45,8 @@ pub trait Inspect: Send + Sync + 'static {
     fn config(&self) -> String;
     /// Every upstream of every forward zone.
     fn upstreams(&self) -> Vec<UpstreamStatus>;
+    /// Every forward zone at this moment.
+    fn zones(&self) -> Vec<ZoneStatus>;
     /// The cache at this moment.
     fn cache(&self) -> CacheStatus;
     /// Drops entries; gives back how many, where that is known.
@@ -69,13 +71,28 @@ pub struct UpstreamStatus {
     pub responses: u64,
     pub timeouts: u64,
     pub failures: u64,
+    /// Queries sent to it again.
     pub retries: u64,
+    /// Queries sent to it while another one was waited for.
+    pub hedges: u64,
     pub tcp_fallbacks: u64,
     /// Messages that were ignored: forged, late, or for another question.
     pub mismatched: u64,
     pub unreachable: u64,
     /// The conntrack entries of queries are deleted behind them.
     pub leaves_no_tracks: bool,
+}
+
+/// One forward zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ZoneStatus {
+    /// Presentation form.
+    pub zone: String,
+    pub retries: u64,
+    pub hedges: u64,
+    pub stale: u64,
+    pub prefetches: u64,
+    pub coalesced: u64,
 }
 
 /// The cache at one moment.
@@ -199,6 +216,10 @@ mod tests {
                 queries: 12345,
                 ..UpstreamStatus::default()
             }]
+        }
+
+        fn zones(&self) -> Vec<ZoneStatus> {
+            vec![ZoneStatus { zone: ".".to_owned(), stale: 678, ..ZoneStatus::default() }]
         }
 
         fn cache(&self) -> CacheStatus {

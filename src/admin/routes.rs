@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use super::readiness::Readiness;
-use super::{CacheStatus, Flush, Inspect, Liveness, UpstreamStatus};
+use super::{CacheStatus, Flush, Inspect, Liveness, UpstreamStatus, ZoneStatus};
 use crate::dns::name::Name;
 
 /// The content type of OpenMetrics text.
@@ -132,7 +132,8 @@ async fn upstreams(
     if wants_json(&headers, &form) {
         return json(&upstreams);
     }
-    upstream_table(&upstreams).into_response()
+    format!("{}\n{}", upstream_table(&upstreams), zone_table(&scene.inspect.zones()))
+        .into_response()
 }
 
 /// `/cache`
@@ -167,7 +168,7 @@ fn json(value: &impl Serialize) -> Response {
 
 /// Upstreams as a table for people: a head, then one line each, columns aligned.
 fn upstream_table(upstreams: &[UpstreamStatus]) -> String {
-    let head = "ZONE UPSTREAM STATE SRTT IN-FLIGHT QUERIES RESPONSES TIMEOUTS FAILURES RETRIES TCP \
+    let head = "ZONE UPSTREAM STATE SRTT IN-FLIGHT QUERIES RESPONSES TIMEOUTS FAILURES RETRIES HEDGES TCP \
                 MISMATCHED UNREACHABLE CONNTRACK";
     let head = head.split(' ').map(str::to_owned).collect();
     let rows = upstreams.iter().map(|upstream| {
@@ -179,6 +180,7 @@ fn upstream_table(upstreams: &[UpstreamStatus]) -> String {
             upstream.timeouts,
             upstream.failures,
             upstream.retries,
+            upstream.hedges,
             upstream.tcp_fallbacks,
             upstream.mismatched,
             upstream.unreachable,
@@ -190,6 +192,16 @@ fn upstream_table(upstreams: &[UpstreamStatus]) -> String {
         row
     });
     aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Forward zones as a table for people.
+fn zone_table(zones: &[ZoneStatus]) -> String {
+    let head = "ZONE RETRIES HEDGES STALE PREFETCHES COALESCED".split(' ').map(str::to_owned);
+    let rows = zones.iter().map(|zone| {
+        let counts = [zone.retries, zone.hedges, zone.stale, zone.prefetches, zone.coalesced];
+        std::iter::once(zone.zone.clone()).chain(counts.map(|count| count.to_string())).collect()
+    });
+    aligned(&std::iter::once(head.collect()).chain(rows).collect::<Vec<_>>())
 }
 
 /// Rows of cells with each column as wide as its widest cell.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::control::Control;
-use crate::admin::{CacheStatus, Flush, Inspect, UpstreamStatus};
+use crate::admin::{CacheStatus, Flush, Inspect, UpstreamStatus, ZoneStatus};
 use crate::config::Config;
 use crate::dns::name::Name;
 use crate::upstream::status::{self, Standing};
@@ -71,6 +71,24 @@ impl Inspect for View {
             .collect()
     }
 
+    fn zones(&self) -> Vec<ZoneStatus> {
+        let front = &self.control.front;
+        let stale = front.metrics.stale_by_zone();
+        let stale_of = |zone: &str| stale.iter().find(|(name, _)| name == zone).map(|(_, n)| *n);
+        let shown = |group: status::GroupStatus| {
+            let (zone, counters) = (group.zone.to_string(), group.counters);
+            ZoneStatus {
+                retries: counters.retries.get(),
+                hedges: counters.hedges.get(),
+                stale: stale_of(&zone).unwrap_or_default(),
+                prefetches: counters.prefetches.get(),
+                coalesced: counters.coalesced.get(),
+                zone,
+            }
+        };
+        front.resolver.routes().zones().map(|zone| shown(zone.group.status())).collect()
+    }
+
     fn cache(&self) -> CacheStatus {
         let front = &self.control.front;
         let cache = front.resolver.cache();
@@ -126,6 +144,7 @@ fn shown(zone: &Name, upstream: &status::UpstreamStatus) -> UpstreamStatus {
         timeouts: upstream.timeouts,
         failures: upstream.failures,
         retries: upstream.retries,
+        hedges: upstream.hedges,
         tcp_fallbacks: upstream.tcp_fallbacks,
         mismatched: upstream.mismatched,
         unreachable: upstream.unreachable,

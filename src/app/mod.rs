@@ -43,6 +43,7 @@ use crate::intercept::InterceptError;
 use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Resolver;
+use crate::resolve::reach::Reach;
 use crate::serve::allow::{self, AllowList};
 use crate::serve::front::{Front, Policy};
 use crate::serve::quota::Shares;
@@ -152,7 +153,8 @@ impl Parts {
         let askers = cluster.clone();
         let route = cluster.as_ref().and_then(|cluster| cluster::route(&config, cluster, &metrics));
         let metrics_of = Arc::clone(&metrics);
-        let maker = Maker { feed, cluster: route, metrics: metrics_of, reach: Arc::default() };
+        let reach = Arc::new(Reach::within(cluster.clone()));
+        let maker = Maker { feed, cluster: route, metrics: metrics_of, reach };
         let routes = maker.routes(&config)?;
         let mut bound = serve::bind(&config.listen, &config.serve, take_over)?;
         // Nobody else can be there: the claim has seen to that, where a probe would see our own

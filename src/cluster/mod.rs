@@ -225,6 +225,13 @@ impl Cluster {
         name::reversed(qname).is_some_and(|address| self.snapshot.load().owns(address))
     }
 
+    /// Tells whether the cluster has an IPv6 family: any Service or endpoint has such an address.
+    ///
+    /// The Service `kubernetes` alone would not tell: it has one address where the cluster has two families.
+    pub fn has_ipv6(&self) -> bool {
+        self.snapshot.load().has_ipv6()
+    }
+
     /// How many objects are known: namespaces, Services, EndpointSlices, pods.
     pub fn counts(&self) -> [usize; 4] {
         self.builder.lock().unwrap_or_else(PoisonError::into_inner).counts()

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub(super) services: Shards<SharedKey, Arc<Record>>,
     /// Which Services an address belongs to, as their own or an endpoint's.
     pub(super) owners: Shards<IpAddr, Owners>,
+    /// How many of these addresses are IPv6.
+    owners6: usize,
     pub(super) pods: Shards<IpAddr, Arc<[PodAt]>>,
 }
 
@@ -104,6 +106,11 @@ impl Snapshot {
         }
     }
 
+    /// Tells whether any Service or endpoint has an IPv6 address.
+    pub fn has_ipv6(&self) -> bool {
+        self.owners6 > 0
+    }
+
     /// How many Services and addresses there are.
     pub fn counts(&self) -> (usize, usize) {
         (self.services.len(), self.owners.len())
@@ -113,6 +120,7 @@ impl Snapshot {
     pub(super) fn add_owner(&mut self, address: IpAddr, key: &SharedKey) {
         let mut keys = self.owners.get(&address).map_or(Vec::new(), |held| held.keys().to_vec());
         if !keys.contains(key) {
+            self.owners6 += usize::from(keys.is_empty() && address.is_ipv6());
             keys.push(Arc::clone(key));
             self.owners.insert(address, Owners::from_keys(keys).expect("one was pushed"));
         }
@@ -121,10 +129,14 @@ impl Snapshot {
     /// Notes that `address` does not belong to the Service any more.
     pub(super) fn remove_owner(&mut self, address: IpAddr, key: &SharedKey) {
         let mut keys = self.owners.get(&address).map_or(Vec::new(), |held| held.keys().to_vec());
+        let was_owned = !keys.is_empty();
         keys.retain(|held| held != key);
         match Owners::from_keys(keys) {
             Some(owners) => self.owners.insert(address, owners),
-            None => self.owners.remove(&address),
+            None => {
+                self.owners6 -= usize::from(was_owned && address.is_ipv6());
+                self.owners.remove(&address);
+            }
         }
     }
 }

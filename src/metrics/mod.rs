@@ -4,6 +4,7 @@
 //! A UDP thread counts into a [`ThreadTally`] of its own, tasks into a shared [`Tally`]; the rest uses shared
 //! counters. Read `table` for the names; `scrape` writes them.
 
+mod forward;
 mod namespaces;
 mod scrape;
 mod table;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+pub use forward::{ForwardMetrics, ForwardZoneMetrics};
 pub use namespaces::{ByNamespace, UNKNOWN};
 pub use table::TABLE;
 pub use tally::{Tally, ThreadTally};
@@ -127,17 +129,6 @@ pub struct PortMetrics {
     pub tracks_deleted: Counter,
 }
 
-/// Counters of forward zones.
-#[derive(Clone, Debug, Default)]
-pub struct ForwardMetrics {
-    /// Queries for a zone whose upstreams were all down.
-    pub all_down: Counter,
-    /// Responses that rebinding protection took addresses from.
-    pub rebind_blocked: Counter,
-    /// Changes of upstreams that come and go.
-    pub endpoint_changes: Counter,
-}
-
 /// Counters of configuration and life cycle.
 #[derive(Clone, Debug, Default)]
 pub struct LifeMetrics {
@@ -185,7 +176,10 @@ pub struct UpstreamMetrics {
     pub queries: Counter,
     pub responses: Counter,
     pub timeouts: Counter,
+    /// Queries sent again to it.
     pub retries: Counter,
+    /// Queries sent to it while another one was waited for.
+    pub hedges: Counter,
     pub failures: Counter,
     /// Truncated UDP responses fetched again by TCP.
     pub tcp_fallbacks: Counter,
@@ -305,6 +299,11 @@ impl Metrics {
     /// Stale responses served so far.
     pub fn stale(&self) -> u64 {
         scrape::responses_of(self, &[Origin::Stale])
+    }
+
+    /// Stale responses served so far, by the zone's name.
+    pub fn stale_by_zone(&self) -> Vec<(String, u64)> {
+        scrape::stale_by_zone(&scrape::sum_zones(self))
     }
 }
 

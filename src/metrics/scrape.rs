@@ -10,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
+use super::forward;
 use super::tally::{self, PROTO_LABELS, RCODE_LABELS, Sums, TYPE_LABELS};
 use super::{Arrival, Metrics, Origin, TABLE, UpstreamMetrics, ZoneId, locked};
 
@@ -55,7 +56,7 @@ pub(super) fn responses_of(metrics: &Metrics, origins: &[Origin]) -> u64 {
 }
 
 /// Each zone's label and counters, summed over all tallies; zones that nobody asked are left out.
-fn sum_zones(metrics: &Metrics) -> Vec<(String, Sums)> {
+pub(super) fn sum_zones(metrics: &Metrics) -> Vec<(String, Sums)> {
     let tallies = locked(&metrics.tallies);
     let named = tallies.zones.iter().zip(1..).map(|(name, id)| (name.to_string(), ZoneId(id)));
     let unnamed = [("dropped".to_owned(), ZoneId::NONE), ("other".to_owned(), ZoneId::OTHER)];
@@ -66,6 +67,13 @@ fn sum_zones(metrics: &Metrics) -> Vec<(String, Sums)> {
         zones.push((label, sums));
     }
     zones
+}
+
+/// Stale responses by the zone's label.
+pub(super) fn stale_by_zone(zones: &[(String, Sums)]) -> Vec<(String, u64)> {
+    let all = 0..RCODE_LABELS.len();
+    let stale = |sums| responses(sums, all.clone(), &[Origin::Stale]);
+    zones.iter().map(|(zone, sums)| (zone.clone(), stale(sums))).collect()
 }
 
 /// The responses of some rcode slots and origins.
@@ -93,7 +101,8 @@ impl Collector for Scrape {
         self.plain(&mut families)?;
         self.metrics.watch.write(&mut families)?;
         self.metrics.zone.write(&mut families)?;
-        upstream_counters(&upstreams, &mut families)
+        forward::write(&self.metrics, &stale_by_zone(&zones), &mut families)?;
+        forward::write_upstreams(&upstreams, &mut families)
     }
 }
 
@@ -279,30 +288,6 @@ fn proto_of(form: &str) -> &'static str {
         Some(("https", _)) => "https",
         _ => "udp",
     }
-}
-
-/// The upstreams under our own names.
-fn upstream_counters(
-    upstreams: &[(String, UpstreamMetrics)],
-    families: &mut Families<'_>,
-) -> fmt::Result {
-    let by_name: [(&str, CounterOf); 8] = [
-        ("nodens_upstream_queries_total", |upstream| &upstream.queries),
-        ("nodens_upstream_responses_total", |upstream| &upstream.responses),
-        ("nodens_upstream_timeouts_total", |upstream| &upstream.timeouts),
-        ("nodens_upstream_retries_total", |upstream| &upstream.retries),
-        ("nodens_upstream_failures_total", |upstream| &upstream.failures),
-        ("nodens_upstream_tcp_fallbacks_total", |upstream| &upstream.tcp_fallbacks),
-        ("nodens_upstream_mismatched_total", |upstream| &upstream.mismatched),
-        ("nodens_upstream_unreachable_total", |upstream| &upstream.unreachable),
-    ];
-    let upstreams = || upstreams.iter().map(|(to, upstream)| (vec![("to", to.as_str())], upstream));
-    for (name, count) in by_name {
-        let samples = upstreams().map(|(labels, upstream)| (labels, count(upstream).get()));
-        families.counters(name, samples)?;
-    }
-    let in_flight = upstreams().map(|(labels, upstream)| (labels, upstream.in_flight.get()));
-    families.gauges("nodens_upstream_in_flight", in_flight)
 }
 
 /// The labels of one sample.

@@ -99,7 +99,7 @@ impl Resolver {
                 tokio::spawn(async move { this.lead(lead, &query, &key, &zone).await }).await.ok()
             }
             Role::Follow(follow) => {
-                self.cache.metrics().coalesced.inc();
+                self.count_coalesced(zone);
                 follow.outcome().await
             }
         }
@@ -117,7 +117,7 @@ impl Resolver {
             match self.in_flight.join(key) {
                 Role::Lead(lead) => return self.lead(lead, query, key, zone).await,
                 Role::Follow(follow) => {
-                    self.cache.metrics().coalesced.inc();
+                    self.count_coalesced(zone);
                     match follow.outcome().await {
                         // It began before the name changed, and this query came afterwards.
                         Some(Ok(entry)) if entry.epoch() != epoch => {}
@@ -127,6 +127,12 @@ impl Resolver {
                 }
             }
         }
+    }
+
+    /// Counts a query that waits for an identical one.
+    fn count_coalesced(&self, zone: &ForwardZone) {
+        self.cache.metrics().coalesced.inc();
+        zone.group.counters().coalesced.inc();
     }
 
     /// Does what the others wait for.

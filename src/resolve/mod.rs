@@ -213,6 +213,7 @@ impl Resolver {
         let routes = self.routes.load_full();
         if let Route::Forward(zone) = routes.route(&query.qname) {
             self.metrics.cache.prefetches.inc();
+            zone.group.counters().prefetches.inc();
             let (this, zone) = (Arc::clone(self), Arc::clone(zone));
             tokio::spawn(async move { this.renew(&query, &zone).await });
         }

@@ -1,7 +1,10 @@
 //! Whether IPv6 leads anywhere from this node; read from the kernel's routes by whoever owns files.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cluster::Cluster;
 
 /// Flags of a route in `/proc/net/ipv6_route`.
 ///
@@ -15,18 +18,23 @@ const RTF_LOCAL: u32 = 0x8000_0000;
 const OUR_OWN: [u8; 6] = [0xfd, 0x6e, 0x6f, 0x64, 0x65, 0x6e];
 
 /// What is known about IPv6; shared by all zones, written by one task.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Reach {
     node: AtomicBool,
+    cluster: Option<Arc<Cluster>>,
 }
 
 impl Reach {
-    /// Tells whether an AAAA record can be of use to anybody here.
-    ///
-    /// The node's routes decide. A cluster with an IPv6 family of its own joins here, when its
-    /// zone knows it.
+    /// The same with the cluster that the node is one of, if any.
+    pub fn within(cluster: Option<Arc<Cluster>>) -> Self {
+        Self { node: AtomicBool::new(false), cluster }
+    }
+
+    /// Tells whether an AAAA record can be of use to anybody here: the node has an IPv6 route, or the
+    /// cluster an IPv6 family, whose pods may reach what the node does not.
     pub fn has_ipv6(&self) -> bool {
         self.node.load(Ordering::Relaxed)
+            || self.cluster.as_ref().is_some_and(|cluster| cluster.has_ipv6())
     }
 
     /// Notes whether the node has an IPv6 route; tells whether that is news.

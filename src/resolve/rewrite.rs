@@ -32,7 +32,6 @@ const AUTO_TTL: u32 = 10;
 const BLOCKED: Ede = Ede::new(EdeCode::BLOCKED, "rebinding protection withholds addresses");
 
 /// What one forward zone changes.
-#[derive(Debug)]
 pub struct Rewrite {
     zone: Name,
     settings: config::Rewrite,

@@ -78,7 +78,7 @@ impl<'a> Attempt<'a> {
     /// An attempt that begins now.
     pub fn new(peer: Arc<Peer>, query: &'a Query, terms: Terms) -> Self {
         let started = clock::now();
-        let style = peer.style(terms.trust_ad, started);
+        let style = peer.style(query.dnssec_ok, terms.trust_ad, started);
         Self { peer, query, terms, started, style }
     }
 
@@ -211,8 +211,8 @@ impl<'a> Attempt<'a> {
         let rtt = at.saturating_duration_since(self.started);
         let heard = |rcode| Heard { style, rcode, rtt, at };
         match verdict {
-            Verdict::Conclusive { encoded, echoed } => {
-                self.peer.on_answer(&heard(encoded.rcode()), echoed);
+            Verdict::Conclusive { encoded, echoed, knows_edns } => {
+                self.peer.on_answer(&heard(encoded.rcode()), echoed, knows_edns);
                 Step::Done(Outcome::Answered(self.received(encoded, rtt)))
             }
             Verdict::Failure { edns_refused: true, .. } => Step::WithoutEdns,
@@ -238,7 +238,7 @@ impl<'a> Attempt<'a> {
 
     /// Asks over a kept connection: TCP, TLS or HTTPS.
     async fn by_stream(&self) -> Outcome {
-        let mut style = self.stream_style(self.peer.has_edns(self.started));
+        let mut style = self.stream_style(self.peer.has_edns(self.query.dnssec_ok, self.started));
         loop {
             let asked = Asked::new(self.query, style);
             let message = match self.peer.connections.exchange(asked.wire()).await {

@@ -342,12 +342,23 @@ impl<'a> Exchange<'a> {
             self.again_at = now + wait;
             return;
         }
-        self.candidates[next].peer.metrics.retries.inc();
+        self.count_further(next);
         self.ask(next);
         if now.saturating_duration_since(self.started) >= STEADY {
             self.wait = (wait * 2).min(MAX_WAIT);
             self.again_at = now + self.wait;
         }
+    }
+
+    /// Counts one more message: to an upstream that was asked already, or to another beside it.
+    fn count_further(&self, index: usize) {
+        let (candidate, zone) = (&self.candidates[index], &self.group.counters);
+        let (of_upstream, of_zone) = match candidate.asked {
+            0 => (&candidate.peer.metrics.hedges, &zone.hedges),
+            _ => (&candidate.peer.metrics.retries, &zone.retries),
+        };
+        of_upstream.inc();
+        of_zone.inc();
     }
 
     /// Tells whether another attempt makes sense: a stream that has the query already loses nothing.

@@ -15,6 +15,9 @@ const ECHOES: u32 = 8;
 /// Responses in a wrong case, with no right one between, after which case is no longer mixed.
 const WRONG_CASES: u32 = 3;
 
+/// Answers in a row without OPT, none with it before, after which queries do without it too.
+const OPT_MISSING: u32 = 3;
+
 /// Refusals of EDNS in a row that outweigh earlier EDNS responses.
 const EDNS_REFUSALS: u32 = 3;
 
@@ -28,6 +31,13 @@ pub struct Manners {
     edns_answered: bool,
     /// Refusals of EDNS since an EDNS query was last answered.
     edns_refused: u32,
+    /// An answer has shown that OPT is read.
+    edns_shown: bool,
+    /// Answers to EDNS queries since then that lacked OPT.
+    opt_missing: u32,
+    /// Until then OPT is known to be ignored: only queries with DO carry it, in case that something on
+    /// the way takes it out of responses alone.
+    ignored_until: Option<Instant>,
     /// Responses in a row that echoed the case.
     echoes: u32,
     wrong_cases: u32,
@@ -36,22 +46,23 @@ pub struct Manners {
 }
 
 impl Manners {
-    /// How to write the next query by UDP.
-    pub fn style(&self, want_ad: bool, now: Instant) -> Style {
+    /// How to write the next query by UDP, with DO or without.
+    pub fn style(&self, dnssec_ok: bool, want_ad: bool, now: Instant) -> Style {
         let mix_case = self.caseless_until.is_none_or(|until| now >= until);
         Style {
-            edns: self.has_edns(now),
+            edns: self.has_edns(dnssec_ok, now),
             mix_case,
             exact_case: mix_case && self.echoes >= ECHOES,
             want_ad,
         }
     }
 
-    /// Tells whether queries carry EDNS: not for a while after it was refused, and every other time
-    /// where EDNS queries meet silence (an old firewall may drop them).
-    pub fn has_edns(&self, now: Instant) -> bool {
+    /// Tells whether queries carry EDNS: not for a while after it was refused, nor without DO where it is
+    /// ignored, and every other time where EDNS queries meet silence (an old firewall may drop them).
+    pub fn has_edns(&self, dnssec_ok: bool, now: Instant) -> bool {
         let refused = self.plain_until.is_some_and(|until| now < until);
-        !refused && (self.edns_unanswered < 3 || self.edns_unanswered.is_multiple_of(2))
+        let ignored = !dnssec_ok && self.ignored_until.is_some_and(|until| now < until);
+        !refused && !ignored && (self.edns_unanswered < 3 || self.edns_unanswered.is_multiple_of(2))
     }
 
     /// Learns from a conclusive response to a query of this style.
@@ -64,6 +75,22 @@ impl Manners {
         self.echoes = if echoed { self.echoes.saturating_add(1) } else { 0 };
         if !echoed {
             self.caseless_until = Some(now + REMEMBERED);
+        }
+    }
+
+    /// Learns from an answer to an EDNS query whether OPT is read.
+    ///
+    /// Once it was, nothing is left out any more: some servers put OPT into some answers only, and it does
+    /// no harm where it is ignored.
+    pub fn on_opt(&mut self, knows_edns: bool, now: Instant) {
+        if knows_edns {
+            (self.edns_shown, self.opt_missing, self.ignored_until) = (true, 0, None);
+            return;
+        }
+        self.opt_missing += 1;
+        if self.opt_missing >= OPT_MISSING {
+            self.opt_missing = 0;
+            self.ignored_until = (!self.edns_shown).then_some(now + REMEMBERED);
         }
     }
 
@@ -122,47 +149,63 @@ mod tests {
     fn the_case_becomes_binding_once_it_is_echoed_every_time() {
         let (mut manners, now) = (Manners::default(), start());
         for _ in 0..ECHOES {
-            let style = manners.style(false, now);
+            let style = manners.style(false, false, now);
             assert!(style.mix_case && !style.exact_case);
             manners.on_answer(style, true, now);
         }
-        assert!(manners.style(false, now).exact_case);
+        assert!(manners.style(false, false, now).exact_case);
         for _ in 0..WRONG_CASES {
-            assert!(manners.style(false, now).exact_case);
+            assert!(manners.style(false, false, now).exact_case);
             manners.on_wrong_case(now);
         }
-        assert!(!manners.style(false, now).mix_case, "the upstream has changed");
-        assert!(manners.style(false, now + REMEMBERED).mix_case, "tried again");
+        assert!(!manners.style(false, false, now).mix_case, "the upstream has changed");
+        assert!(manners.style(false, false, now + REMEMBERED).mix_case, "tried again");
     }
 
     #[test]
     fn an_upstream_that_does_not_echo_case_is_asked_in_lower_case_for_a_while() {
         let (mut manners, now) = (Manners::default(), start());
-        manners.on_answer(manners.style(false, now), false, now);
-        assert!(!manners.style(false, now).mix_case);
-        assert!(manners.style(false, now + REMEMBERED).mix_case);
+        manners.on_answer(manners.style(false, false, now), false, now);
+        assert!(!manners.style(false, false, now).mix_case);
+        assert!(manners.style(false, false, now + REMEMBERED).mix_case);
     }
 
     #[test]
     fn edns_is_left_out_for_a_while_after_it_was_refused() {
         let (mut manners, now) = (Manners::default(), start());
-        assert!(manners.has_edns(now));
+        assert!(manners.has_edns(false, now));
         manners.on_edns_refused(now);
-        assert!(!manners.has_edns(now));
-        assert!(manners.has_edns(now + REMEMBERED));
+        assert!(!manners.has_edns(false, now));
+        assert!(manners.has_edns(false, now + REMEMBERED));
+    }
+
+    #[test]
+    fn an_upstream_that_leaves_opt_out_is_asked_without_it_unless_do_is_set() {
+        let (mut manners, now) = (Manners::default(), start());
+        for _ in 0..OPT_MISSING {
+            assert!(manners.has_edns(false, now));
+            manners.on_opt(false, now);
+        }
+        assert!(!manners.has_edns(false, now) && manners.has_edns(true, now));
+        assert!(manners.has_edns(false, now + REMEMBERED), "tried again");
+        manners.on_opt(true, now);
+        for _ in 0..10 {
+            assert!(manners.has_edns(false, now), "it has shown that it reads OPT");
+            manners.on_opt(false, now);
+        }
     }
 
     #[test]
     fn one_refusal_does_not_outweigh_earlier_edns_responses() {
         let (mut manners, now) = (Manners::default(), start());
         for _ in 0..10 {
-            manners.on_answer(manners.style(false, now), true, now);
+            manners.on_answer(manners.style(false, false, now), true, now);
             manners.on_edns_refused(now);
-            assert!(manners.has_edns(now));
+            assert!(manners.has_edns(false, now));
         }
         manners.on_edns_refused(now);
         manners.on_edns_refused(now);
-        assert!(!manners.has_edns(now), "the third in a row");
+        assert!(!manners.has_edns(false, now), "the third in a row");
     }
 
     #[test]
@@ -170,20 +213,20 @@ mod tests {
         let (mut manners, now) = (Manners::default(), start());
         let tried: Vec<_> = (0..6)
             .map(|_| {
-                let style = manners.style(false, now);
+                let style = manners.style(false, false, now);
                 manners.on_unanswered(style);
                 style.edns
             })
             .collect();
         assert_eq!(tried, [true, true, true, false, true, false]);
-        let plain = Style { edns: false, ..manners.style(false, now) };
+        let plain = Style { edns: false, ..manners.style(false, false, now) };
         manners.on_answer(plain, true, now);
-        assert!(!manners.has_edns(now), "remembered");
+        assert!(!manners.has_edns(false, now), "remembered");
 
         let mut known = Manners::default();
-        known.on_answer(known.style(false, now), true, now);
+        known.on_answer(known.style(false, false, now), true, now);
         for _ in 0..10 {
-            let style = known.style(false, now);
+            let style = known.style(false, false, now);
             assert!(style.edns);
             known.on_unanswered(style);
         }

@@ -3,7 +3,7 @@
 //! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
 //! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`lease`
 //! is its socket, `pool` keeps some, `spare` moves one to another port, `tracks` leaves no conntrack
-//! entry behind), `udp` or `transport` carries it, [`verify`] compares what came back with what was
+//! entry behind), `udp` or `transport` (by a connection that `dial` makes) carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
 //! background `maintain` probes those that are not well, and by [`probe`] those that may loop;
 //! [`endpoints`] are upstreams that come and go.
@@ -11,6 +11,7 @@
 
 mod attempt;
 mod bits;
+mod dial;
 pub mod endpoints;
 mod exchange;
 mod health;
@@ -41,13 +42,14 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use self::attempt::Terms;
+use self::dial::{Dial, Runtime};
 use self::endpoints::Sources;
 use self::health::Standing;
 use self::lease::Ports;
 use self::peer::Peer;
 use self::probe::LoopProbe;
 use self::select::Budget;
-use self::transport::{Connections, Dial, Runtime};
+use self::transport::Connections;
 use crate::clock;
 use crate::config::{Endpoints, Forward, PortRange, Transport, Upstream};
 use crate::dns::Rcode;
@@ -55,7 +57,7 @@ use crate::dns::ede::Ede;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
-use crate::metrics::Metrics;
+use crate::metrics::{ForwardZoneMetrics, Metrics};
 
 /// A response that was accepted.
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Upstreams {
             budget: Mutex::new(Budget::new(clock::now())),
             loop_probe: Arc::clone(&self.loop_probe),
             loops_probed: Mutex::default(),
+            counters: self.metrics.forward.zone(&forward.zone),
             metrics: Arc::clone(&self.metrics),
         });
         let sources = locked(&self.sources);
@@ -259,6 +262,8 @@ pub struct Group {
     loop_probe: Arc<LoopProbe>,
     /// When loops were last looked for.
     loops_probed: Mutex<Option<LoopsProbed>>,
+    /// The zone's own.
+    counters: ForwardZoneMetrics,
     metrics: Arc<Metrics>,
 }
 
@@ -290,6 +295,11 @@ impl Group {
     /// The total time for one query, all attempts together.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// The zone's counters.
+    pub fn counters(&self) -> &ForwardZoneMetrics {
+        &self.counters
     }
 
     /// Tells whether every upstream of the group counts as down at this moment.

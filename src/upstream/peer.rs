@@ -145,13 +145,13 @@ impl Peer {
     }
 
     /// How to write the next query by UDP.
-    pub fn style(&self, want_ad: bool, now: Instant) -> Style {
-        self.learned().manners.style(want_ad, now)
+    pub fn style(&self, dnssec_ok: bool, want_ad: bool, now: Instant) -> Style {
+        self.learned().manners.style(dnssec_ok, want_ad, now)
     }
 
-    /// Tells whether queries carry EDNS.
-    pub fn has_edns(&self, now: Instant) -> bool {
-        self.learned().manners.has_edns(now)
+    /// Tells whether queries carry EDNS, with DO or without.
+    pub fn has_edns(&self, dnssec_ok: bool, now: Instant) -> bool {
+        self.learned().manners.has_edns(dnssec_ok, now)
     }
 
     /// Tells whether a retransmission of `class` may be in flight: first messages keep half the room.
@@ -170,10 +170,14 @@ impl Peer {
         Some(InFlight { peer: Arc::clone(self), class })
     }
 
-    /// Learns from a conclusive response; `echoed`: the qname's case came back as sent.
-    pub fn on_answer(&self, heard: &Heard, echoed: bool) {
+    /// Learns from a conclusive response; `echoed`: the qname's case came back as sent; `knows_edns`: it
+    /// shows that OPT was read.
+    pub fn on_answer(&self, heard: &Heard, echoed: bool, knows_edns: bool) {
         let mut learned = self.learned();
         learned.manners.on_answer(heard.style, echoed, heard.at);
+        if heard.style.edns {
+            learned.manners.on_opt(knows_edns, heard.at);
+        }
         let change = learned.health.on_response(heard.rtt, true);
         drop(learned);
         self.count_response(heard, change);

@@ -7,6 +7,7 @@ use super::Group;
 pub use super::health::Standing;
 use crate::config::PortPolicy;
 use crate::dns::name::Name;
+use crate::metrics::ForwardZoneMetrics;
 
 /// One forward zone with its upstreams.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct GroupStatus {
     pub zone: Name,
     pub ports: PortPolicy,
     pub upstreams: Vec<UpstreamStatus>,
+    /// The zone's own, of all upstreams together.
+    pub counters: ForwardZoneMetrics,
 }
 
 /// One upstream of a zone.
@@ -34,6 +37,7 @@ pub struct UpstreamStatus {
     pub failures: u64,
     pub timeouts: u64,
     pub retries: u64,
+    pub hedges: u64,
     pub tcp_fallbacks: u64,
     pub mismatched: u64,
     pub unreachable: u64,
@@ -51,7 +55,7 @@ impl Group {
         let now = crate::clock::now();
         let upstream = |member: &Arc<super::Member>| {
             let (peer, view) = (&member.peer, member.peer.view());
-            let (metrics, style) = (&peer.metrics, peer.style(false, now));
+            let (metrics, style) = (&peer.metrics, peer.style(false, false, now));
             UpstreamStatus {
                 form: Arc::clone(&peer.form),
                 standing: view.standing,
@@ -64,6 +68,7 @@ impl Group {
                 failures: metrics.failures.get(),
                 timeouts: metrics.timeouts.get(),
                 retries: metrics.retries.get(),
+                hedges: metrics.hedges.get(),
                 tcp_fallbacks: metrics.tcp_fallbacks.get(),
                 mismatched: metrics.mismatched.get(),
                 unreachable: metrics.unreachable.get(),
@@ -76,6 +81,7 @@ impl Group {
             zone: self.zone.clone(),
             ports: self.terms.ports,
             upstreams: self.members.load().iter().map(upstream).collect(),
+            counters: self.counters.clone(),
         }
     }
 }

@@ -3,39 +3,18 @@
 //! Each connection carries many queries at once (RFC 7766 §6.2.1.1); ids are drawn at random per
 //! connection by hickory's multiplexer. It matches responses by id alone, so whoever asks compares
 //! the question. A connection that died costs one reconnect, not the queries on it.
-//!
-//! hickory's own DoT entry point sends no SNI, hence the few lines that put its parts together.
 
-use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message};
-use hickory_resolver::net::h2::HttpsClientStream;
-use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
-use hickory_resolver::net::runtime::{RuntimeProvider, Spawn, TokioHandle, TokioTime};
-use hickory_resolver::net::tcp::TcpClientStream;
-use hickory_resolver::net::tls::tls_client_connect_with_bind_addr;
 use hickory_resolver::net::xfer::{DnsExchange, FirstAnswer};
-use hickory_resolver::net::{DnsHandle, DnsMultiplexer, NetError};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use hickory_resolver::net::{DnsHandle, NetError};
 
-use super::lease::Ports;
+use super::dial::{Dial, MAX_ACTIVE, Runtime};
 use crate::clock;
-use crate::config::Transport;
 use crate::metrics::UpstreamMetrics;
-
-/// How long a TCP handshake may take: a lost SYN is sent again after one second.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long hickory keeps an exchange; longer than any zone's patience that makes sense.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that gave nothing for so long after a query is replaced.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -46,65 +25,14 @@ const IDLE: Duration = Duration::from_secs(8);
 /// Connections per upstream.
 const MAX_CONNECTIONS: usize = 4;
 
+/// Connections for one query each, at one time.
+const MAX_LONE: usize = 16;
+
+/// Why nobody is asked at an endpoint that vanished.
+const GONE: &str = "the endpoint is gone";
+
 /// Queries on one connection at a time before another one is opened.
 const BUSY: usize = 64;
-
-/// Queries on one connection at a time, at most.
-const MAX_ACTIVE: usize = 256;
-
-/// hickory's view of the runtime: our sockets, one shared set of tasks.
-#[derive(Clone)]
-pub struct Runtime {
-    // Its tasks die with its last clone.
-    handle: TokioHandle,
-    ports: Arc<Ports>,
-}
-
-impl Runtime {
-    /// A runtime whose sockets are made as `ports` says.
-    pub fn new(ports: Arc<Ports>) -> Self {
-        Self { handle: TokioHandle::default(), ports }
-    }
-}
-
-impl RuntimeProvider for Runtime {
-    type Handle = TokioHandle;
-    type Timer = TokioTime;
-    type Udp = UdpSocket;
-    type Tcp = AsyncIoTokioAsStd<TcpStream>;
-
-    fn create_handle(&self) -> TokioHandle {
-        self.handle.clone()
-    }
-
-    fn connect_tcp(
-        &self,
-        server: SocketAddr,
-        _bind: Option<SocketAddr>,
-        _timeout: Option<Duration>,
-    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
-        let ports = Arc::clone(&self.ports);
-        Box::pin(async move {
-            let socket = match server {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
-            ports.set_mark(&socket);
-            socket.set_nodelay(true)?;
-            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(server));
-            Ok(AsyncIoTokioAsStd(connecting.await.map_err(|_| io::ErrorKind::TimedOut)??))
-        })
-    }
-
-    fn bind_udp(
-        &self,
-        _local: SocketAddr,
-        _server: SocketAddr,
-    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Udp>>>> {
-        // UDP is ours: hickory would let the kernel choose the port.
-        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
-    }
-}
 
 /// Why a query got no response from a connection.
 #[derive(Clone, Debug)]
@@ -113,7 +41,7 @@ pub enum Broken {
     Full,
     /// Connected, but nothing came back.
     Silent,
-    /// No connection could be made, or it broke twice.
+    /// No connection could be made, or several broke.
     Unreachable(Arc<str>),
 }
 
@@ -164,61 +92,14 @@ impl Drop for Seat {
     }
 }
 
-/// How to reach an upstream by a stream.
-pub struct Dial {
-    pub runtime: Runtime,
-    pub address: SocketAddr,
-    /// [`Transport::Udp`] means the TCP that UDP falls back to.
-    pub transport: Transport,
-    /// Ready for TLS and HTTPS, or why it is not.
-    pub tls: Result<Arc<ClientConfig>, Arc<str>>,
-}
-
-impl Dial {
-    /// Connects.
-    async fn connect(&self) -> Result<DnsExchange<Runtime>, NetError> {
-        let (address, runtime) = (self.address, self.runtime.clone());
-        let tls = || self.tls.clone().map_err(|reason| NetError::from(reason.to_string()));
-        match &self.transport {
-            Transport::Udp | Transport::Tcp => {
-                let active = Some(MAX_ACTIVE);
-                TcpClientStream::exchange(address, None, REQUEST_TIMEOUT, active, runtime).await
-            }
-            Transport::Tls { server_name } => self.connect_tls(server_name, tls()?).await,
-            Transport::Https { server_name, path } => {
-                let builder = HttpsClientStream::builder(tls()?, runtime);
-                let (name, path) = (server_name.as_str().into(), path.as_str().into());
-                builder.exchange(address, name, path).await
-            }
-        }
-    }
-
-    /// Connects by TLS, with SNI and the certificate's name checked.
-    async fn connect_tls(
-        &self,
-        server_name: &str,
-        tls: Arc<ClientConfig>,
-    ) -> Result<DnsExchange<Runtime>, NetError> {
-        let name = ServerName::try_from(server_name.to_owned())
-            .map_err(|_| NetError::from(format!("{server_name} is no server name")))?;
-        let runtime = self.runtime.clone();
-        let (stream, sender) =
-            tls_client_connect_with_bind_addr(self.address, None, name, tls, runtime.clone());
-        let multiplexer = DnsMultiplexer::new(stream.await?, sender)
-            .with_timeout(REQUEST_TIMEOUT)
-            .with_max_active_requests(MAX_ACTIVE);
-        let (exchange, background) = DnsExchange::from_stream(multiplexer);
-        runtime.create_handle().spawn_bg(background);
-        Ok(exchange)
-    }
-}
-
 /// The kept connections to one upstream, made when needed.
 pub struct Connections {
     dial: Dial,
     metrics: UpstreamMetrics,
     /// Locked while one is being made, so that those who need it wait for the same.
     slots: [tokio::sync::Mutex<Slot>; MAX_CONNECTIONS],
+    /// Held while a query has a connection for itself.
+    lone: tokio::sync::Semaphore,
     /// Nobody may be asked here any more.
     is_shut: AtomicBool,
 }
@@ -240,7 +121,13 @@ impl std::fmt::Debug for Connections {
 impl Connections {
     /// No connection yet.
     pub fn new(dial: Dial, metrics: UpstreamMetrics) -> Self {
-        Self { dial, metrics, slots: Default::default(), is_shut: AtomicBool::new(false) }
+        Self {
+            dial,
+            metrics,
+            slots: Default::default(),
+            lone: tokio::sync::Semaphore::new(MAX_LONE),
+            is_shut: AtomicBool::new(false),
+        }
     }
 
     /// Sends a query over a kept connection and gives back the response message.
@@ -254,18 +141,37 @@ impl Connections {
     pub async fn exchange(&self, wire: &[u8]) -> Result<Vec<u8>, Broken> {
         let message = Message::from_vec(wire).map_err(|error| unreachable(&error))?;
         let request = DnsRequest::new(message, DnsRequestOptions::default());
-        let mut reason = Broken::Full;
-        for _ in 0..2 {
+        let (mut silent, mut broken) = (0, 0);
+        // A restarted upstream closes connections with queries on them: one more try.
+        while silent + broken < 2 {
             let seat = self.seat().await?;
             match self.patiently(&seat.0, request.clone()).await {
                 Ok(message) => return Ok(message),
-                Err(NetError::Timeout) => reason = Broken::Silent,
-                Err(error) => reason = unreachable(&error),
+                Err(NetError::Timeout) => silent += 1,
+                Err(_) => broken += 1,
             }
-            // A restarted upstream closes connections with queries on them: one more try.
             self.remove(&seat.0).await;
         }
-        Err(reason)
+        if broken == 0 {
+            return Err(Broken::Silent);
+        }
+        // Some answer one query or a few and close, whatever else is on the connection by then.
+        self.alone(request).await
+    }
+
+    /// Sends a query over a connection that nothing else is sent on.
+    async fn alone(&self, request: DnsRequest) -> Result<Vec<u8>, Broken> {
+        let Ok(_turn) = self.lone.acquire().await else { return Err(Broken::Full) };
+        if self.is_shut() {
+            return Err(Broken::Unreachable(GONE.into()));
+        }
+        self.metrics.opened.inc();
+        let exchange = self.dial.connect().await.map_err(|error| unreachable(&error))?;
+        match tokio::time::timeout(SILENCE, exchange.send(request).first_answer()).await {
+            Ok(Ok(response)) => Ok(response.into_buffer()),
+            Ok(Err(error)) => Err(unreachable(&error)),
+            Err(_) => Err(Broken::Silent),
+        }
     }
 
     /// Waits for a response as long as the connection gives any.
@@ -317,7 +223,7 @@ impl Connections {
             return Err(broken.clone());
         }
         if self.is_shut() {
-            return Err(Broken::Unreachable("the endpoint is gone".into()));
+            return Err(Broken::Unreachable(GONE.into()));
         }
         self.metrics.opened.inc();
         let exchange = match self.dial.connect().await {
@@ -334,7 +240,7 @@ impl Connections {
             heard: Mutex::new(clock::now()),
         });
         if self.is_shut() {
-            return Err(Broken::Unreachable("the endpoint is gone".into()));
+            return Err(Broken::Unreachable(GONE.into()));
         }
         slot.live = Some(Arc::clone(&live));
         Ok(live)

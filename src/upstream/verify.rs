@@ -44,11 +44,15 @@ pub enum Verdict {
     WrongCase,
     /// The response, cut to fit a datagram.
     Truncated,
-    /// NOERROR or NXDOMAIN. `echoed`: the qname's case came back as sent.
-    Conclusive { encoded: Encoded, echoed: bool },
+    /// NOERROR or NXDOMAIN. `echoed`: the qname's case came back as sent. `knows_edns`: the query's OPT was
+    /// read, if it had one.
+    Conclusive { encoded: Encoded, echoed: bool, knows_edns: bool },
     /// A response that ends nothing: another RCODE, or a referral.
     Failure { rcode: Rcode, ede: Option<Ede>, edns_refused: bool },
 }
+
+/// The longest datagram to who sent no OPT (RFC 1035 §4.2.1).
+const PLAIN_LEN: usize = 512;
 
 /// What a referral from a recursive resolver is reported as.
 const REFERRAL: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream sent a referral");
@@ -152,19 +156,24 @@ impl Asked {
             return Verdict::Failure { rcode: Rcode::SERVFAIL, ede, edns_refused: false };
         }
         if rcode.is_conclusive() {
-            return Verdict::Conclusive { encoded, echoed };
+            // Without OPT a datagram is no longer than this, and nobody sends signatures.
+            let knows_edns = opt
+                || encoded.as_wire().len() > PLAIN_LEN
+                || encoded.answer_types().any(|rtype| rtype == Qtype::RRSIG);
+            return Verdict::Conclusive { encoded, echoed, knows_edns };
         }
         let edns_refused = self.is_edns_refused(rcode, opt);
         Verdict::Failure { rcode, ede: encoded.ede(), edns_refused }
     }
 
-    /// Tells whether a failure says that the server does not know EDNS.
+    /// Tells whether a failure says that the server does not know EDNS. FORMERR does so even with OPT: some
+    /// servers send back what they could not read, whole.
     ///
     /// Source: RFC 6891 §7
     fn is_edns_refused(&self, rcode: Rcode, opt: bool) -> bool {
         let refused = match rcode {
-            Rcode::FORMERR | Rcode::NOTIMP => !opt,
-            Rcode::BADVERS => true,
+            Rcode::NOTIMP => !opt,
+            Rcode::FORMERR | Rcode::BADVERS => true,
             _ => false,
         };
         self.edns && refused

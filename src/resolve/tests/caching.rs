@@ -240,16 +240,7 @@ async fn a_stale_name_costs_one_task_however_many_ask_while_upstreams_hang() {
 #[tokio::test]
 async fn what_was_forwarded_before_the_cluster_zone_answered_is_not_kept() {
     let stage = Stage::new("", well_behaved).await;
-    let settings = crate::cluster::Settings {
-        domains: vec![Name::from_text("cluster.example").expect("name")],
-        ttl: Ttl::from_wire(5),
-        pods: config::PodNames::Disabled,
-        interest: std::collections::BTreeSet::new(),
-        name_server: None,
-        search: None,
-        tenancy: None,
-    };
-    let cluster = Arc::new(Cluster::new(settings));
+    let cluster = Arc::new(Cluster::new(cluster_settings()));
     let zone = ClusterZone { id: ZoneId::NONE, cluster: Arc::clone(&cluster) };
     let config = config_of("", "", &stage.upstream);
     let upstreams = Upstreams::new(config.upstream_ports.clone(), 0, Arc::clone(&stage.metrics));

@@ -110,6 +110,19 @@ fn routes(config: &Config, upstreams: &Arc<Upstreams>, reach: &Arc<Reach>) -> Ro
     Routes::new(Local::new(&config.local, Some(&Hosts::parse(hosts))), ZoneId::NONE, root, zones)
 }
 
+/// What an operator wants of the cluster domain `cluster.example`.
+fn cluster_settings() -> crate::cluster::Settings {
+    crate::cluster::Settings {
+        domains: vec![Name::from_text("cluster.example").expect("name")],
+        ttl: Ttl::from_wire(5),
+        pods: config::PodNames::Disabled,
+        interest: std::collections::BTreeSet::new(),
+        name_server: None,
+        search: None,
+        tenancy: None,
+    }
+}
+
 fn query(name: &str, qtype: Qtype) -> Query {
     Query::new(Name::from_text(name).expect("a test's name"), qtype)
 }

@@ -33,6 +33,37 @@ async fn aaaa_auto_follows_the_routes_of_the_node_within_seconds() {
 }
 
 #[tokio::test]
+async fn aaaa_auto_forwards_while_the_cluster_has_an_ipv6_address_although_the_node_has_no_route() {
+    let v6: &[u8] = &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let script = move |seen: &Seen| by_type(seen, &[(Qtype::AAAA, &[(Qtype::AAAA, 60, v6)])]);
+    let mut stage = Stage::of("", "aaaa = \"auto\"", script).await;
+    let cluster = Arc::new(Cluster::new(cluster_settings()));
+    stage.reach = Arc::new(Reach::within(Some(Arc::clone(&cluster))));
+    let config = config_of("", "aaaa = \"auto\"", &stage.upstream);
+    let upstreams = Upstreams::new(config.upstream_ports.clone(), 0, Arc::clone(&stage.metrics));
+    stage.resolver.set_routes(routes(&config, &Arc::new(upstreams), &stage.reach));
+    let service = |addresses: &str| {
+        let text = format!(
+            r#"{{"metadata":{{"name":"web","namespace":"shop"}},"spec":{{"clusterIPs":[{addresses}]}}}}"#
+        );
+        let service = serde_json::from_str(&text).expect("a Service");
+        crate::cluster::object::Object::Service(service)
+    };
+    let applied = |addresses: &str| {
+        let event =
+            crate::cluster::Event::Applied(crate::cluster::Stream::Services, service(addresses));
+        drop(cluster.apply(vec![event]));
+    };
+    let (dual, single) = (r#""198.18.0.1","2001:db8::1""#, r#""198.18.0.1""#);
+    for (n, (addresses, forwarded)) in [(single, 0), (dual, 1), (single, 0)].into_iter().enumerate()
+    {
+        applied(addresses);
+        let (_, answer) = stage.answer(&format!("n{n}.example.org"), Qtype::AAAA).await;
+        assert_eq!(answer.len(), forwarded, "{addresses}");
+    }
+}
+
+#[tokio::test]
 async fn addresses_are_synthesised_where_there_are_none_and_the_a_answer_is_shared() {
     let stage = Stage::of("", DNS64, well_behaved).await;
     let (_, answer) = stage.answer("example.org", Qtype::AAAA).await;

@@ -116,6 +116,26 @@ async fn the_longest_suffix_decides_and_a_written_zone_beats_a_special_name() {
 }
 
 #[tokio::test]
+async fn a_ring_of_aliases_in_one_answer_is_handed_on_and_asks_nobody_again() {
+    let stage = Stage::new("", |seen| {
+        let alias = |owner: &[u8], target: &[u8]| message::record(owner, Qtype::CNAME, 60, target);
+        let (a, b) = (b"\x01a\x07example\x03org\0", b"\x01b\x07example\x03org\0");
+        let records = match seen.wire[13].to_ascii_lowercase() {
+            b'a' => vec![alias(&[0xc0, 12], b), alias(b, a)],
+            _ => vec![alias(&[0xc0, 12], b"\xc0\x0c")],
+        };
+        vec![Act::Send(message::with_records(&seen.wire, Rcode::NOERROR, [&records, &[]]))]
+    })
+    .await;
+    for (name, records) in [("a.example.org", 2), ("self.example.org", 1)] {
+        let before = stage.upstream.count();
+        let (rcode, answer) = stage.answer(name, Qtype::A).await;
+        assert_eq!((rcode, answer.len()), (Rcode::NOERROR, records), "{answer:?}");
+        assert_eq!(stage.upstream.count(), before + 1, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn an_alias_whose_target_the_upstream_left_out_is_followed() {
     // Authoritative: says the alias, and of its target only when that is asked for.
     let stage = Stage::new("", |seen| {

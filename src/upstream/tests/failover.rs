@@ -28,6 +28,33 @@ async fn a_lost_query_is_sent_again_from_another_port() {
 }
 
 #[tokio::test]
+async fn retries_and_hedges_are_counted_apart_for_each_upstream_and_zone() {
+    let (dead, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let (upstreams, metrics) = upstreams();
+    let of = |scripted: &Scripted| metrics.upstream(&scripted.address.to_string());
+    let corp = Forward { zone: Name::from_text("corp.example").expect("name"), ..eager() };
+    let (both, lone) = (
+        upstreams.group(&eager(), &[udp(&dead), udp(&alive)]),
+        upstreams.group(&Forward { timeout: 500 * MS, ..corp }, &[udp(&dead)]),
+    );
+    // Whoever is drawn first: in the end the dead one was, or every one of 64 draws went the other way.
+    for n in 0..64 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        both.exchange(&query).await.expect("an answer");
+    }
+    let hedges = of(&alive).hedges.get();
+    assert!(hedges > 0, "asked while the silent one was waited for");
+    assert_eq!(both.counters().hedges.get(), hedges + of(&dead).hedges.get());
+    assert_eq!((lone.counters().retries.get(), lone.counters().hedges.get()), (0, 0));
+    let (retries, before) = (of(&dead).retries.get(), both.counters().retries.get());
+    lone.exchange(&query("example.org", Qtype::A)).await.expect_err("silence");
+    let repeated = lone.counters().retries.get();
+    assert!(repeated > 0, "nobody else to ask");
+    assert_eq!(of(&dead).retries.get(), retries + repeated);
+    assert_eq!((lone.counters().hedges.get(), both.counters().retries.get()), (0, before));
+}
+
+#[tokio::test]
 async fn a_failure_is_taken_to_another_upstream_and_else_reported() {
     for code in [Rcode::SERVFAIL, Rcode::REFUSED, Rcode::FORMERR, Rcode::NOTIMP] {
         let failing = Scripted::start(rcode(code)).await;

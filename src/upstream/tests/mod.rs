@@ -4,6 +4,7 @@ mod endpoints;
 mod exchange;
 mod failover;
 mod forgeries;
+mod odd;
 mod sockets;
 mod streams;
 

@@ -114,7 +114,7 @@ async fn half_a_response_by_tcp_is_no_response_and_a_dripping_one_is() {
         let message = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
         let length = u16::try_from(message.len()).expect("short").to_be_bytes();
         let framed = [&length, &message[..]].concat();
-        if seen.index < 4 {
+        if seen.index < 6 {
             return vec![Act::Raw(framed[..20].to_vec()), Act::Close];
         }
         framed.chunks(7).flat_map(|part| [Act::Raw(part.to_vec()), Act::Wait(5 * MS)]).collect()

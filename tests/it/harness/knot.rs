@@ -15,7 +15,7 @@ pub struct Knot {
     pub address: SocketAddr,
     pub process: Process,
     /// Its files: configuration and zones.
-    _place: Place,
+    place: Place,
 }
 
 impl Knot {
@@ -43,9 +43,24 @@ impl Knot {
         let mut knotd = command("knotd");
         knotd.arg("-c").arg(config);
         let process = Process::start(knotd, &place.path("knot.log"));
-        let knot = Self { address, process, _place: place };
+        let knot = Self { address, process, place };
         assert!(until(Duration::from_secs(20), || knot.answers()), "{}", knot.process.log());
         knot
+    }
+
+    /// Puts a zone's own part in force, behind an SOA with this serial; returns once it is served.
+    pub fn rewrite(&self, zone: &str, serial: u32, records: &str) {
+        let text = format!(
+            "@ 300 SOA ns1.example.org. hostmaster.example.org. {serial} 3600 600 86400 60\n\
+             @ 300 NS ns1.example.org.\n{records}"
+        );
+        self.place.write(&format!("{zone}zone"), &text);
+        self.process.signal(libc::SIGHUP);
+        let served = || {
+            let soa = Udp::to(self.address).exchange(&ask(zone, qtype::SOA));
+            soa.data(qtype::SOA).iter().any(|data| data.contains(&format!(" {serial:08x}")))
+        };
+        assert!(until(Duration::from_secs(20), served), "{}", self.process.log());
     }
 
     /// Tells whether it serves its zones.

@@ -257,6 +257,14 @@ impl Reply {
         self
     }
 
+    /// The same without these bits of the flags word.
+    pub fn without_flags(mut self, bits: u16) -> Self {
+        for (byte, less) in self.wire[2..4].iter_mut().zip(bits.to_be_bytes()) {
+            *byte &= !less;
+        }
+        self
+    }
+
     /// The same with one record more in the answer section, which must be filled first.
     pub fn answer(self, owner: &str, rtype: u16, ttl: u32, rdata: &[u8]) -> Self {
         self.push(1, &record(owner, rtype, ttl, rdata))
