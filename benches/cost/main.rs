@@ -4,6 +4,9 @@
 
 mod echo;
 mod load;
+#[allow(dead_code, reason = "the other bench asks for memory too")]
+#[path = "../process/mod.rs"]
+mod process;
 mod server;
 mod servers;
 
@@ -13,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use load::{Passes, Sample};
-use server::{Place, Server};
+use process::Place;
+use server::Server;
 
 /// A hit may cost this many echoes.
 const HIT_BUDGET: f64 = 1.25;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use super::load;
-use super::server::{Cores, Place, Server, free_address};
+use super::process::Place;
+use super::server::{Cores, Server, free_address};
 
 /// The upstream: knot, authoritative for `example.org` with a wildcard, TTL one hour.
 pub fn knot(place: &Place) -> io::Result<Server> {

@@ -3,9 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::contender::{Contender, Kind, Place};
+use super::contender::{Contender, Kind};
 use super::load::{self, Ask, quantile, share};
-use super::scenario::{Plan, Row, UPSTREAMS, address, forms, unique, upstreams};
+use super::plan::Plan;
+use super::process::Place;
+use super::report::Row;
+use super::scenario::{UPSTREAMS, address, forms, unique, upstreams};
 use super::upstream::{Mode, Upstream};
 
 /// A millisecond.
@@ -96,7 +99,7 @@ fn away(plan: &Plan, kind: Kind, silent: bool) -> io::Result<Row> {
         load::run(contender.address, plan.rate, 500 * MS, |n| known(n % 1000));
     }
     std::thread::sleep(1200 * MS); // all of them have expired
-    let (before, asked) = (contender.resident(), alive.iter().map(Upstream::queries).sum::<u64>());
+    let (before, asked) = (contender.resident()?, alive.iter().map(Upstream::queries).sum::<u64>());
     match silent {
         true => alive.iter().for_each(|upstream| upstream.set_mode(Mode::Silent)),
         false => alive.clear(),
@@ -107,7 +110,7 @@ fn away(plan: &Plan, kind: Kind, silent: bool) -> io::Result<Row> {
     let asks = load::run(contender.address, plan.rate, plan.span(), name);
     // Nobody counts what a closed port gets.
     let sent = silent.then(|| alive.iter().map(Upstream::queries).sum::<u64>() - asked);
-    let after = contender.resident();
+    let after = contender.resident()?;
     match silent {
         true => alive.iter().for_each(|upstream| upstream.set_mode(Mode::Answer)),
         false => alive = upstreams(2, 60)?,
@@ -145,7 +148,7 @@ pub fn replaced(plan: &Plan) -> io::Result<Vec<Row>> {
     const EVERY: Duration = Duration::from_millis(200);
     let times = if plan.seconds < 20 { 15 } else { 100 };
     let place = Place::new()?;
-    let file = place.0.join("endpoints");
+    let file = place.path().join("endpoints");
     let publish = |upstream: &Upstream| -> io::Result<()> {
         std::fs::rename(place.write("new", &format!("{}\n", upstream.address))?, &file)
     };

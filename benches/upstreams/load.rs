@@ -4,6 +4,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::process::query;
+
 /// Sockets that queries leave from in turns; each has 65,536 ids of its own.
 const SOCKETS: usize = 8;
 
@@ -27,23 +29,6 @@ impl Ask {
     pub fn is_within(&self, limit: Duration) -> bool {
         self.rcode == 0 && self.took.is_some_and(|took| took <= limit)
     }
-}
-
-/// A query by UDP: `name` in presentation form without the last dot, type A.
-pub fn query(id: u16, name: &str, payload: Option<u16>) -> Vec<u8> {
-    let mut out = id.to_be_bytes().to_vec();
-    out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(payload.is_some())]);
-    for label in name.split('.') {
-        out.push(label.len() as u8);
-        out.extend(label.as_bytes());
-    }
-    out.extend([0, 0, 1, 0, 1]);
-    if let Some(size) = payload {
-        out.extend([0, 0, 41]);
-        out.extend(size.to_be_bytes());
-        out.extend([0; 6]);
-    }
-    out
 }
 
 /// What the receivers note of a query, in atomics: microseconds when sent and received, and the rest.

@@ -5,56 +5,60 @@ mod contender;
 mod faults;
 mod load;
 mod namespace;
+mod plan;
+#[path = "../process/mod.rs"]
+mod process;
+mod report;
 mod scenario;
 mod spoofer;
 mod upstream;
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use contender::Kind;
-use scenario::{Plan, Row};
+use plan::Plan;
+use report::{Row, Table};
 
 /// Runs one scenario with each contender; gives the lines of its table.
 type Scenario = fn(&Plan) -> io::Result<Vec<Row>>;
 
-/// What is run, in the order of the report.
-const SCENARIOS: &[(&str, Scenario)] = &[
-    ("loss", scenario::loss),
-    ("faults", faults::one_of_two),
-    ("away", faults::all_away),
-    ("herd", scenario::herd),
-    ("replace", faults::replaced),
-    ("cost", scenario::cost),
-    ("conntrack", scenario::conntrack),
-    ("spoofer", scenario::spoofer),
+/// What is run, in the order of the report: name, how, and the function that does it.
+const SCENARIOS: &[(&str, &str, Scenario)] = &[
+    (
+        "loss",
+        "30 % of all packets lost each way, unique names; share answered within",
+        scenario::loss,
+    ),
+    (
+        "faults",
+        "one of two upstreams fails for a third of the time and returns",
+        faults::one_of_two,
+    ),
+    ("away", "all upstreams away; 1,000 names known before, all expired", faults::all_away),
+    (
+        "herd",
+        "1,000 stub resolvers ask for one new name at once, with different EDNS sizes",
+        scenario::herd,
+    ),
+    ("replace", "the only endpoint replaced five times a second", faults::replaced),
+    ("cost", "unique names, nothing lost", scenario::cost),
+    ("conntrack", "unique names, connections tracked", scenario::conntrack),
+    (
+        "spoofer",
+        "forged responses from the upstream's address to random ports with random ids",
+        scenario::spoofer,
+    ),
 ];
 
 /// Reads the arguments, runs, prints the report; success when every promise about nodens was kept.
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |flag: &str| {
-        let place = arguments.iter().position(|argument| argument == flag)?;
-        arguments.get(place + 1).cloned()
-    };
-    let smoke = arguments.iter().any(|argument| argument == "--smoke");
-    let number = |flag, default| value(flag).and_then(|n| n.parse().ok()).unwrap_or(default);
-    let seconds = number("--seconds", if smoke { 5 } else { 60 });
-    let forged = number("--forged", if smoke { 200_000 } else { 10_000_000 });
-    let mut kinds = Kind::ALL.to_vec();
-    if contender::node_cache_program().is_none() {
-        eprintln!(
-            "upstreams: NODE_CACHE names no program; run benches/upstreams/run to have it built"
-        );
-        kinds.retain(|kind| *kind != Kind::NodeCache);
-    }
-    if let Some(only) = value("--contender") {
-        kinds.retain(|kind| kind.name() == only);
-    }
-    let judge = arguments.iter().any(|argument| argument == "--judge");
-    let plan = Plan { seconds, forged, rate: 2000, kinds, judge };
-    let only = value("--only");
-    match namespace::enter().and_then(|()| run(&plan, only.as_deref())) {
+    let outcome = Plan::read(std::env::args().skip(1)).map_err(io::Error::other).and_then(|plan| {
+        let tables = if plan.join.is_empty() { run(&plan)? } else { join(&plan)? };
+        write(&plan, &tables)?;
+        Ok(conclude(&plan, &tables))
+    });
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -64,20 +68,52 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the scenarios, one after the other; tells whether every promise was kept.
-fn run(plan: &Plan, only: Option<&str>) -> io::Result<bool> {
-    let wanted: Option<Vec<&str>> = only.map(|only| only.split(',').collect());
-    let mut kept = true;
-    println!("{} queries per second, {} s each; one table per scenario", plan.rate, plan.seconds);
-    for (name, scenario) in SCENARIOS {
-        if wanted.as_ref().is_some_and(|wanted| !wanted.contains(name)) {
+/// Runs the scenarios, one after the other; each table is printed when it is whole.
+fn run(plan: &Plan) -> io::Result<Vec<Table>> {
+    namespace::enter()?;
+    let (began, mut tables) = (Instant::now(), Vec::new());
+    println!("open loop, {} queries per second, {} s each", plan.rate, plan.seconds);
+    for (name, terms, scenario) in SCENARIOS.iter().filter(|(name, ..)| plan.wants(name)) {
+        let rows = scenario(plan)?;
+        if rows.is_empty() {
+            eprintln!("upstreams: {name} is about nodens alone, which was not asked for");
             continue;
         }
-        println!("\n== {name}");
-        for row in scenario(plan)? {
-            println!("{row}");
-            kept &= row.is_kept();
-        }
+        let terms = format!("{terms}; {} s", plan.seconds);
+        tables.push(Table { scenario: (*name).to_owned(), terms, rows });
+        tables.iter().next_back().inspect(|table| print!("{}", table.text()));
+        write(plan, &tables)?;
     }
-    Ok(kept)
+    println!("\n{} s in all", began.elapsed().as_secs());
+    Ok(tables)
+}
+
+/// Puts the reports of earlier runs together, in the order of scenarios.
+fn join(plan: &Plan) -> io::Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for path in &plan.join {
+        tables.extend(report::read(path)?);
+    }
+    tables.sort_by_key(|table: &Table| {
+        SCENARIOS.iter().position(|(name, ..)| *name == table.scenario)
+    });
+    tables.iter().for_each(|table| print!("{}", table.text()));
+    Ok(tables)
+}
+
+/// Writes the files that were asked for.
+fn write(plan: &Plan, tables: &[Table]) -> io::Result<()> {
+    if let Some(path) = &plan.json {
+        report::write_json(path, tables)?;
+    }
+    plan.markdown.as_ref().map_or(Ok(()), |path| report::write_markdown(path, tables))
+}
+
+/// Says whether every promise was kept, and of what.
+fn conclude(plan: &Plan, tables: &[Table]) -> bool {
+    let broken = tables.iter().flat_map(Table::broken).count();
+    let measured: usize = tables.iter().map(|table| table.rows.len()).sum();
+    let strictness = if plan.judge { "all of them" } else { "those that no busy machine spoils" };
+    println!("{measured} lines measured; {broken} promises not kept, judged: {strictness}");
+    broken == 0 && measured > 0
 }

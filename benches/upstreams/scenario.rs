@@ -1,6 +1,5 @@
-//! What is run against each contender in turn, and how a line of the report reads.
+//! What is run against each contender in turn while upstreams are as they are: loss, herds, misses, forgers.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,71 +8,11 @@ use std::time::{Duration, Instant};
 use super::contender::{Contender, Kind};
 use super::load::{self, Ask, quantile, share};
 use super::namespace::Rules;
+use super::plan::Plan;
+use super::process::query;
+use super::report::Row;
 use super::spoofer;
 use super::upstream::Upstream;
-
-/// How much is run.
-pub struct Plan {
-    pub seconds: u64,
-    pub rate: u32,
-    /// Forged responses per contender.
-    pub forged: u64,
-    pub kinds: Vec<Kind>,
-    /// Hold nodens to its promises; else only to answering at all.
-    pub judge: bool,
-}
-
-impl Plan {
-    /// The length of a run.
-    pub fn span(&self) -> Duration {
-        Duration::from_secs(self.seconds)
-    }
-}
-
-/// One line of the report: who, and figures with their names.
-pub struct Row {
-    who: String,
-    cells: Vec<(String, String)>,
-    broken: Vec<String>,
-}
-
-impl Row {
-    /// A line about a contender under some circumstance.
-    pub fn new(kind: Kind, circumstance: &str) -> Self {
-        let who = format!("{:13} {circumstance}", kind.name());
-        Self { who, cells: Vec::new(), broken: Vec::new() }
-    }
-
-    /// Adds a figure.
-    pub fn cell(mut self, name: &str, value: impl fmt::Display) -> Self {
-        self.cells.push((name.to_owned(), value.to_string()));
-        self
-    }
-
-    /// Holds nodens to a promise.
-    pub fn promise(mut self, words: &str, is_kept: bool) -> Self {
-        if self.who.starts_with("nodens") && !is_kept {
-            self.broken.push(words.to_owned());
-        }
-        self
-    }
-
-    /// Tells whether every promise was kept.
-    pub fn is_kept(&self) -> bool {
-        self.broken.is_empty()
-    }
-}
-
-impl fmt::Display for Row {
-    /// Writes `nodens one upstream: 0.1s 88.12% …`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:36}", self.who)?;
-        for (name, value) in &self.cells {
-            write!(f, "  {name} {value}")?;
-        }
-        self.broken.iter().try_for_each(|words| write!(f, "\n    NOT KEPT: {words}"))
-    }
-}
 
 /// The addresses of the upstreams.
 pub const UPSTREAMS: [&str; 2] = ["127.0.0.2:53", "127.0.0.3:53"];
@@ -121,16 +60,19 @@ pub fn loss(plan: &Plan) -> io::Result<Vec<Row>> {
 fn loss_row(plan: &Plan, row: Row, asks: &[Ask], arrived: u64) -> Row {
     let within = |ms| format!("{:.3}%", share(asks, Duration::from_millis(ms)));
     let (second, p90) = (share(asks, Duration::from_secs(1)), quantile(asks, 0.9));
+    let per_query = arrived as f64 / asks.len().max(1) as f64;
     row.cell("0.1s", within(100))
         .cell("0.5s", within(500))
         .cell("1s", within(1000))
         .cell("5s", within(5000))
         .cell("p50", format!("{:.1}ms", quantile(asks, 0.5)))
         .cell("p90", format!("{p90:.1}ms"))
-        .cell("arrived/query", format!("{:.2}", arrived as f64 / asks.len() as f64))
+        .cell("arrived/query", format!("{per_query:.2}"))
         .promise("99.99 % within 1 s", !plan.judge || second >= 99.99)
         .promise("p90 <= 150 ms", !plan.judge || p90 <= 150.0)
-        .promise("nearly all within 5 s", share(asks, Duration::from_secs(5)) >= 99.0)
+        // 1.43 where every query is sent until it is answered; without loss it is 1.
+        .promise("packets were lost, and queries sent again", per_query > 1.1)
+        .promise("nearly all within 5 s", share(asks, Duration::from_secs(5)) >= 95.0)
 }
 
 /// 1,000 stub resolvers ask for one uncached name at once, with different EDNS sizes.
@@ -150,7 +92,7 @@ pub fn herd(plan: &Plan) -> io::Result<Vec<Row>> {
             .map(|n| {
                 let socket = UdpSocket::bind("127.0.0.1:0")?;
                 socket.connect(contender.address)?;
-                socket.send(&load::query(n, &name, SIZES[usize::from(n) % 4]))?;
+                socket.send(&query(n, &name, SIZES[usize::from(n) % 4]))?;
                 Ok(socket)
             })
             .collect::<io::Result<_>>()?;
@@ -165,7 +107,7 @@ pub fn herd(plan: &Plan) -> io::Result<Vec<Row>> {
             too_large += usize::from(length > usize::from(size.unwrap_or(512)));
             longest = longest.max(length);
         }
-        let wire = load::query(0, &name, None);
+        let wire = query(0, &name, None);
         let asked = upstreams[0].take_names();
         let asked = asked.iter().filter(|seen| seen[..] == wire[12..wire.len() - 4]).count();
         rows.push(
@@ -188,15 +130,15 @@ pub fn cost(plan: &Plan) -> io::Result<Vec<Row>> {
     for kind in plan.kinds.iter().copied().chain(pooled) {
         let upstreams = upstreams(2, 60)?;
         let contender = Contender::start(kind, &forms(&upstreams))?;
-        let before = contender.cpu();
+        let before = contender.cpu()?;
         let asks = load::run(contender.address, plan.rate, plan.span(), unique("cost"));
-        let micros = (contender.cpu() - before).as_secs_f64() * 1e6 / asks.len() as f64;
+        let micros = (contender.cpu()? - before).as_secs_f64() * 1e6 / asks.len() as f64;
         rows.push(
             Row::new(kind, "unique names")
                 .cell("CPU/query", format!("{micros:.1}us"))
                 .cell("p50", format!("{:.2}ms", quantile(&asks, 0.5)))
                 .cell("p99", format!("{:.2}ms", quantile(&asks, 0.99)))
-                .cell("RSS", format!("{:.0}MB", contender.resident()))
+                .cell("RSS", format!("{:.0}MB", contender.resident()?))
                 .promise("all answered", share(&asks, Duration::from_secs(5)) >= 99.9),
         );
     }
@@ -230,6 +172,7 @@ pub fn conntrack(plan: &Plan) -> io::Result<Vec<Row>> {
             Row::new(kind, "5,000 misses per second")
                 .cell("entries at most", most.into_inner())
                 .cell("at the end", left)
+                .cell("source ports", upstreams[0].ports())
                 .cell("answered", format!("{:.2}%", share(&asks, Duration::from_secs(5))))
                 .promise("fewer than 100 entries are left", left < 100),
         );

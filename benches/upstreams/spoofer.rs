@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::load;
+use super::process::query;
 
 /// The last byte of every forged answer's address; no upstream ever says it.
 pub const FORGED: u8 = 66;
@@ -69,7 +69,7 @@ fn message(part: &mut libc::iovec, target: &mut libc::sockaddr_in) -> libc::mmsg
 
 /// An IPv4 packet with a response for `name`; destination port and id are to be filled in.
 fn response(from: [u8; 4], port: u16, name: &str) -> Vec<u8> {
-    let mut dns = load::query(0, name, None);
+    let mut dns = query(0, name, None);
     dns[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
     dns.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, FORGED]);
     let udp_length = (8 + dns.len()) as u16;

@@ -31,6 +31,8 @@ struct Shared {
     records: AtomicU32,
     ended: AtomicBool,
     queries: AtomicU64,
+    /// Source ports of queries by UDP, one bit each.
+    ports: [AtomicU64; 1024],
     /// Names of queries as they came, while wanted.
     names: Mutex<Option<Vec<Vec<u8>>>>,
 }
@@ -45,6 +47,7 @@ impl Upstream {
             records: AtomicU32::new(1),
             ended: AtomicBool::new(false),
             queries: AtomicU64::new(0),
+            ports: [const { AtomicU64::new(0) }; 1024],
             names: Mutex::default(),
         });
         let udp = UdpSocket::bind(address)?;
@@ -79,6 +82,11 @@ impl Upstream {
         self.shared.queries.load(Ordering::Relaxed)
     }
 
+    /// How many source ports queries by UDP came from.
+    pub fn ports(&self) -> u32 {
+        self.shared.ports.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
+    }
+
     /// Begins to remember names, and gives back those remembered before.
     pub fn take_names(&self) -> Vec<Vec<u8>> {
         let mut names = self.shared.names.lock().expect("no panic with it");
@@ -106,7 +114,8 @@ impl Shared {
                 due.saturating_duration_since(Instant::now()).max(Duration::from_micros(200))
             });
             let _ = socket.set_read_timeout(Some(wait));
-            if let Ok((length, from)) = socket.recv_from(&mut buffer)
+            let received = socket.recv_from(&mut buffer).ok();
+            if let Some((length, from)) = received.inspect(|(_, from)| self.note_port(from.port()))
                 && let Some(response) = self.answer(&buffer[..length], true)
             {
                 let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed).into());
@@ -121,6 +130,11 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Remembers a source port.
+    fn note_port(&self, port: u16) {
+        self.ports[usize::from(port >> 6)].fetch_or(1 << (port & 63), Ordering::Relaxed);
     }
 
     /// Serves connections, a thread each, until the end.
