@@ -23,6 +23,9 @@ use crate::dns::{Qtype, Rcode};
 /// The schema that `dns-version` names, as a TXT record's data, and its TTL.
 const VERSION: (&[u8], u32) = (b"\x051.1.0", 28_800);
 
+/// The most that a SOA record may live, whatever the other records' TTL: so long nothing is believed absent.
+const SOA_TTL: u32 = 300; // CoreDNS's
+
 /// What the zone says to a question.
 #[derive(Debug)]
 pub enum Answer {
@@ -133,7 +136,8 @@ impl Zone<'_> {
         for number in [self.serial, 7200, 1800, 86_400, self.settings.ttl.as_secs()] {
             rdata.extend(number.to_be_bytes());
         }
-        self.record(apex, Qtype::SOA, rdata)
+        let ttl = self.settings.ttl.min(Ttl::from_wire(SOA_TTL));
+        LocalRecord { ttl, ..self.record(apex, Qtype::SOA, rdata) }
     }
 }
 

@@ -70,6 +70,7 @@ const OUTSIDE_TTL: u32 = 5;
 /// A record with names in lower case, and a SOA record's serial (what changes with each object) as 0.
 fn without_serial(mut record: Record) -> Record {
     record.owner.make_ascii_lowercase();
+    record.data.make_ascii_lowercase();
     // The TTL of what an alias leads to outside ages in our cache; CoreDNS asks each time.
     if record.owner == format!("{}.", objects::OUTSIDE) {
         record.ttl = record.ttl.max(OUTSIDE_TTL);
@@ -84,6 +85,7 @@ fn without_serial(mut record: Record) -> Record {
 
 /// One question with both answers.
 struct Case<'a> {
+    /// In lower case.
     qname: &'a str,
     qtype: u16,
     ours: &'a Said,
@@ -111,6 +113,17 @@ impl Case<'_> {
         let mut labels = self.qname.split('.');
         let is_address = labels.next().is_some_and(|label| label.starts_with("198-"));
         is_address && labels.next().and_then(number) == Some(kind)
+    }
+
+    /// Whether it is about an alias that leads to itself (see `objects`).
+    fn is_loop(&self) -> bool {
+        let label = self.qname.split('.').next().and_then(|label| label.strip_prefix('s'));
+        label.and_then(|number| number.parse().ok()).is_some_and(objects::is_loop)
+    }
+
+    /// Whether what we say is a part of what CoreDNS says.
+    fn is_part_of_theirs(&self) -> bool {
+        !self.ours.answers.is_empty() && self.ours.answers.is_subset(&self.theirs.answers)
     }
 
     /// Whether it is about a Service with publishNotReadyAddresses (see `objects`).
@@ -157,10 +170,13 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         on: "endpoint names and reverse names of endpoints of Services with an address",
         theirs: "answered",
-        ours: "NXDOMAIN; reverse names are forwarded",
+        ours: "NXDOMAIN; reverse names are forwarded, or lead to those of headless Services alone",
         because: "their EndpointSlices are the bulk of all, and are not watched",
         holds: Some(|case| match case.is_reverse() {
-            true => case.qtype == qtype::PTR && !case.ours.is_authoritative,
+            true => {
+                case.qtype == qtype::PTR
+                    && (!case.ours.is_authoritative || case.is_part_of_theirs())
+            }
             false => case.ours.rcode == rcode::NXDOMAIN && case.is_endpoint_of(0),
         }),
     },
@@ -216,6 +232,25 @@ const DIFFERENCES: &[Difference] = &[
             case.is_nodata()
                 && case.theirs.rcode == rcode::NXDOMAIN
                 && above.iter().any(|start| case.qname.starts_with(start))
+        }),
+    },
+    Difference {
+        on: "`_._tcp.SERVICE…`",
+        theirs: "as `_x._tcp.SERVICE…` for every port at once",
+        ours: "NXDOMAIN",
+        because: "a port without a name has none",
+        holds: Some(|case| case.qname.starts_with("_._") && case.ours.rcode == rcode::NXDOMAIN),
+    },
+    Difference {
+        on: "ExternalName that leads to itself",
+        theirs: "NODATA",
+        ours: "SERVFAIL",
+        because: "there is no answer, as resolvers say of every loop",
+        holds: Some(|case| {
+            case.is_loop()
+                && case.ours.rcode == rcode::SERVFAIL
+                && case.theirs.rcode == rcode::NOERROR
+                && case.has_nothing_of_theirs()
         }),
     },
     Difference {
@@ -311,6 +346,10 @@ fn existing(objects: &[Value]) -> BTreeSet<String> {
             _ => {}
         }
     }
+    // In upper case too, some of each kind.
+    let shouted = names.iter().filter(|name| name.ends_with("local")).step_by(23);
+    let shouted: Vec<_> = shouted.map(|name| name.to_uppercase()).collect();
+    names.extend(shouted);
     names
 }
 
@@ -337,7 +376,6 @@ fn names_of_service(service: &Value) -> Vec<String> {
     let mut names: Vec<_> = ports.chain(reverse).collect();
     // Below a port's protocol, and with the port's name alone.
     names.extend([format!("_tcp.{base}"), format!("_udp.{base}"), base]);
-    names.retain(|name| !name.contains("_._"));
     names
 }
 
@@ -348,13 +386,16 @@ fn names_of_slice(slice: &Value) -> Vec<String> {
     let base = format!("{service}.{}.svc.cluster.local", text(meta, "namespace"));
     let mut names = Vec::new();
     for endpoint in items(&slice["endpoints"]) {
-        let address = items(&endpoint["addresses"])[0].as_str().expect("an address");
-        let dashed = address.replace(['.', ':'], "-");
-        names.push(format!("{dashed}.{base}"));
+        let addresses = items(&endpoint["addresses"]).iter();
+        for address in addresses.map(|address| address.as_str().expect("an address")) {
+            let dashed = address.replace(['.', ':'], "-");
+            let end = if dashed.ends_with('-') { "0" } else { "" };
+            names.push(format!("{dashed}{end}.{base}"));
+            names.push(reverse_name(address.parse().expect("an address")));
+        }
         if let Some(hostname) = endpoint["hostname"].as_str() {
             names.push(format!("{hostname}.{base}"));
         }
-        names.push(reverse_name(address.parse().expect("an address")));
     }
     names
 }
@@ -442,6 +483,7 @@ fn compare(names: &BTreeSet<String>, ours: SocketAddr, theirs: SocketAddr) -> Fi
             let (ours, theirs) = (ask_all(&mut ours, qname), ask_all(&mut theirs, qname));
             let mut findings = findings.lock().expect("no panic elsewhere");
             for (qtype, word) in TYPES {
+                let qname = &qname.to_lowercase();
                 let case = Case { qname, qtype, ours: &ours[&qtype], theirs: &theirs[&qtype] };
                 judge(&case, word, &mut findings);
             }

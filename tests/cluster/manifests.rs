@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::manifests::{file, objects};
+use crate::harness::manifests::{file, objects, objects_in};
 use crate::harness::node::{ASKED, Node, nft, server};
 use crate::harness::pod::{Account, Pod, START, host_with, may_start_pods};
 use crate::harness::{
@@ -77,6 +77,16 @@ fn the_api_server_takes_every_field_and_the_account_may_list_and_watch_and_no_mo
         let body = (method == "POST").then(|| json!({ "apiVersion": "v1", "kind": "Service" }));
         let (said, answer) = plane.ask_as(&token, method, path, body.as_ref());
         assert_eq!(said, code, "{method} {path}: {answer}");
+    }
+    // With what is optional, Pods too, and no more.
+    let optional = objects_in("deploy/kubernetes/optional");
+    assert!(!optional.is_empty());
+    optional.iter().for_each(|object| plane.apply(object));
+    let may = |target| plane.ask_as(&token, "GET", target, None).0;
+    assert!(until(START, || may("/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-1") == 200));
+    assert_eq!(may("/api/v1/pods?watch=true&timeoutSeconds=1"), 200);
+    for target in ["/api/v1/secrets", "/api/v1/namespaces/default/pods/x"] {
+        assert_eq!(may(target), 403, "{target}");
     }
 }
 

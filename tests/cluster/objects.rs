@@ -164,11 +164,21 @@ fn with_slices(
     (headless(namespace, name, by_hand), slices.collect())
 }
 
+/// Tells whether the Service `number` of [`every_kind`] is an alias of itself.
+pub fn is_loop(number: usize) -> bool {
+    number % 15 == 14 && number / 15 % 9 == 6
+}
+
 /// What the API server accepts and nobody expects.
 fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Value, Vec<Value>) {
     *next += 1;
     let address = v4(*next);
-    match number / 15 % 6 {
+    if is_loop(number) {
+        let itself = format!("{name}.{namespace}.svc.cluster.local");
+        let spec = json!({ "type": "ExternalName", "externalName": itself });
+        return (service(namespace, name, spec), vec![]);
+    }
+    match number / 15 % 9 {
         // The same address twice, in two slices.
         0 => {
             let slices = [0, 1].map(|slot| {
@@ -205,6 +215,25 @@ fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Val
                 service(namespace, name, json!({ "type": "ExternalName", "externalName": absent })),
                 vec![],
             )
+        }
+        // Two addresses of one endpoint, two endpoints of one name, an address that ends in colons.
+        7 => {
+            *next += 2;
+            let two = json!({ "addresses": [address, v4(*next - 1)], "hostname": "twin" });
+            let other = json!({ "addresses": [v4(*next)], "hostname": "twin" });
+            let short = endpoint(&format!("2001:db8:0:{number}::"));
+            let slices = [("IPv4", vec![two, other]), ("IPv6", vec![short])].into_iter();
+            let slices = slices.enumerate();
+            let slices = slices.map(|(slot, of)| slice((namespace, name), slot, of, false));
+            (headless(namespace, name, false), slices.collect())
+        }
+        // An address that a Service with one of its own has among its endpoints too.
+        8 => {
+            let (other, its) = (format!("s{}", number - 14), NAMESPACES[(number - 14) % 9]);
+            let of = || ("IPv4", vec![endpoint(&address)]);
+            let slices =
+                vec![slice((namespace, name), 0, of(), false), slice((its, &other), 8, of(), true)];
+            (headless(namespace, name, false), slices)
         }
         // A slice without a Service, and a Service that begins with a digit.
         _ => {

@@ -118,6 +118,19 @@ fn the_apex_has_soa_and_ns() {
 }
 
 #[test]
+fn what_is_absent_is_so_for_five_minutes_at_most() {
+    for (ttl, soa_ttl) in [(0, 0), (5, 5), (300, 300), (3600, 300)] {
+        let ttl = Ttl::from_wire(ttl);
+        let cluster = Cluster::new(Settings { ttl, ..settings(PodNames::Disabled) });
+        cluster.apply(vec![Event::Replaced(Stream::Services, objects()), Event::Synced]);
+        let absent = ask(&cluster, "x.shop.svc.cluster.example", Qtype::A).expect("ours");
+        assert_eq!(absent.authorities[0].ttl, soa_ttl, "{ttl:?}");
+        let there = ask(&cluster, "web.shop.svc.cluster.example", Qtype::A).expect("ours");
+        assert_eq!(there.answers[0].ttl, ttl.as_secs());
+    }
+}
+
+#[test]
 fn reverse_names_lead_to_services_and_to_every_endpoint_name() {
     let more = [
         service("db2", r#""clusterIP":"None""#),

@@ -12,7 +12,12 @@ pub fn file(name: &str) -> String {
 
 /// Every object of the manifests, in the order in which `kubectl apply -f` takes them.
 pub fn objects() -> Vec<Value> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
+    objects_in("deploy/kubernetes")
+}
+
+/// The same of a folder of the repository.
+pub fn objects_in(path: &str) -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .expect("the manifests")
         .map(|entry| entry.expect("a file").file_name().into_string().expect("text"))
@@ -20,7 +25,7 @@ pub fn objects() -> Vec<Value> {
         .collect();
     names.sort();
     let read = |name: &String| {
-        let text = file(&format!("deploy/kubernetes/{name}"));
+        let text = file(&format!("{path}/{name}"));
         serde_saphyr::from_multiple::<Value>(&text)
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     };
