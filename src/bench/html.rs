@@ -85,7 +85,7 @@ fn series(report: &Report) -> Section {
             is_thin: false,
         });
         let lines: Vec<_> = lines.collect();
-        let y = Axis::plain("queries lost", 0.0, most as f64, "");
+        let y = Axis::counts("queries lost", most);
         section = section
             .text("Queries without a response, by the slice in which their lookup began.")
             .plot(&svg(&Axis::plain("seconds", 0.0, last, ""), &y, &lines));
@@ -136,6 +136,10 @@ fn legend() -> Section {
             "≥1s: lookups that took a second or longer. timeouts: lookups that ended in an error, for lack \
              of any response. lost: queries without a response within the stub resolver's patience. retries: \
              queries sent again. failed: responses other than NOERROR and NXDOMAIN.",
+        )
+        .text(
+            "Sent late: what the load itself added, for lack of time, to latencies. Unread: how long responses \
+             lay at this host until the load read them; no latency holds that.",
         )
 }
 

@@ -14,11 +14,14 @@ table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums;f
 th,td{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:#f3f3f3;font-weight:600}
 .scroll{overflow-x:auto}
-svg{display:block;max-width:100%;height:auto}
+svg{display:block;width:100%;height:auto}
+h2,h2+p,p:has(+svg){break-after:avoid}
 pre{background:#f6f6f6;padding:.6em .8em;white-space:pre-wrap;font-size:.9em}
 .bad{color:#a30000;font-weight:600}.good{color:#00612e;font-weight:600}
 @media print{@page{size:A4 landscape;margin:12mm}body{margin:0;max-width:none;font-size:11px}
-section{break-inside:avoid}h2{margin-top:1em}svg{max-width:88%}.scroll{overflow:visible}}
+h2{margin-top:1em}svg{width:auto;max-width:100%;max-height:70mm;break-inside:avoid}tr,p{break-inside:avoid}
+.scroll{overflow:visible}td:first-child{white-space:normal;overflow-wrap:anywhere}
+th{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 ";
 
 /// A part of a page, in HTML that is already well-formed.

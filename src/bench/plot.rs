@@ -91,7 +91,22 @@ impl Axis {
 
     /// Plain numbers from `from` to `to`, with a label that ends in `unit`.
     pub fn plain(title: impl Display, from: f64, to: f64, unit: &str) -> Self {
-        let step = step_for((to - from).max(f64::MIN_POSITIVE));
+        Self::steps(title, from..to, step_for((to - from).max(f64::MIN_POSITIVE)), unit)
+    }
+
+    /// Counts from 0 to `most`: nothing lies between two of them.
+    pub fn counts(title: impl Display, most: u64) -> Self {
+        let most = most.max(1) as f64;
+        Self::steps(title, 0.0..most, step_for(most).max(1.0), "")
+    }
+
+    /// Plain numbers, a label at each step.
+    fn steps(
+        title: impl Display,
+        Range { start: from, end: to }: Range<f64>,
+        step: f64,
+        unit: &str,
+    ) -> Self {
         let (first, last) = ((from / step).floor(), (to / step).ceil());
         let mut ticks = Vec::new();
         let mut at = first;

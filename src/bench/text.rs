@@ -84,8 +84,7 @@ impl Report {
                 // Writing to a text does not fail.
                 let _ = write!(line, "; {count} {what}");
             }
-            notes.push(line);
-            notes.push(server.own_part());
+            notes.push(line + &server.own_part());
         }
         if let Some(counted) = self.conntrack.filter(|counted| *counted != Counters::default()) {
             notes.push(format!(
@@ -100,18 +99,12 @@ impl Report {
 impl Server {
     /// The load's own part: what of it is in the latencies, and what is not.
     fn own_part(&self) -> String {
-        let both = |of: &Own| format!("p50 {}, p99 {}", time(of.p50), time(of.p99));
-        let unread = match &self.unread_us {
-            Some(unread) => {
-                format!("responses lay unread for {}, which is in no latency", both(unread))
-            }
-            None => "a latency ends when the response is read".to_owned(),
-        };
-        format!(
-            "{}: the load itself sent {} late, which is in the latencies; {unread}",
-            self.name,
-            both(&self.late_us)
-        )
+        let both = |own: &Own| format!("p50 {}, p99 {}", time(own.p50), time(own.p99));
+        let late = format!("; sent late: {}", both(&self.late_us));
+        late + &self
+            .unread_us
+            .as_ref()
+            .map_or(String::new(), |own| format!("; unread: {}", both(own)))
     }
 }
 

@@ -2,7 +2,8 @@
 //! wire's own times as the referee.
 //!
 //! `BENCH_BESIDE=4 cargo test --release --test it -- --test-threads 1 --nocapture beside::` takes each
-//! run 4 seconds and judges loopback, on a machine that has nothing else to do.
+//! run 4 seconds and judges loopback, on a machine that has nothing else to do; `BENCH_RATES=2000,10000`
+//! judges these rates only.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -19,6 +20,8 @@ use crate::harness::{Knot, Place, Setup, needs, until};
 
 /// How far two medians of the same thing may be apart.
 const ALIKE: f64 = 0.1;
+/// The way of a query from the application through the kernel to the wire, at the most, in µs.
+const WAY_OUT: f64 = 10.0;
 /// How far two rates may be.
 const RATES_ALIKE: f64 = 0.05;
 
@@ -258,7 +261,9 @@ fn compare(name: &str, server: SocketAddr, qps: u32, (rounds, seconds): (u32, u3
     );
     let pairs = [(bench.mean, wire.mean), (bench.p50, wire.p50), (bench.p99, wire.p99)];
     is_near(bench.qps, dnsperf.qps, RATES_ALIKE)
-        && pairs.iter().all(|(said, seen)| is_near(*said, *seen, ALIKE))
+        && pairs.iter().all(|(said, seen)| {
+            is_near(*said, *seen, ALIKE) || (0.0..=WAY_OUT).contains(&(said - seen))
+        })
 }
 
 #[test]
@@ -280,7 +285,8 @@ fn on_loopback_the_bench_says_what_the_wire_says_at_the_rate_that_dnsperf_keeps(
         return;
     };
     let mut all_near = true;
-    for qps in [2_000, 10_000, 20_000, 50_000] {
+    let rates = std::env::var("BENCH_RATES").unwrap_or("2000,10000,20000,50000".to_owned());
+    for qps in rates.split(',').map(|rate| rate.parse().expect("BENCH_RATES has rates")) {
         for (name, server) in servers {
             all_near &= compare(name, server, qps, (5, seconds));
         }
