@@ -17,11 +17,10 @@ use super::flight::{Flight, messages, reason};
 use super::habit::{Asking, Questions, Resolver, Step};
 use super::rack::{Rack, Token};
 use super::sockets::{self, Inbox, Outbox};
+use super::vigil::Vigil;
 use super::wanted;
 use crate::clock;
 
-/// The thread spins instead of sleeping for the last of the wait.
-const SPIN: Duration = Duration::from_micros(60);
 /// Lookups that leave together are made ready so long before.
 const AIM: Duration = Duration::from_micros(40);
 
@@ -30,6 +29,7 @@ struct Engine<'a, F> {
     load: &'a Load,
     take: F,
     rack: Rack,
+    vigil: Vigil,
     inbox: Inbox,
     outbox: Outbox,
     flights: Vec<Flight>,
@@ -53,6 +53,7 @@ pub fn run(load: &Load, stop: &AtomicBool, take: impl FnMut(&Done)) -> io::Resul
         load,
         take,
         rack: Rack::new(load)?,
+        vigil: Vigil::new(clock::now(), sockets::preemptions()),
         inbox: Inbox::new()?,
         outbox: Outbox::default(),
         flights: Vec::new(),
@@ -100,10 +101,12 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
     }
 
     /// How long the thread may sleep.
-    fn patience(&self, nearest: Option<Instant>) -> Duration {
-        let left = nearest.map_or(Duration::MAX, |at| at.saturating_duration_since(clock::now()));
+    fn patience(&mut self, nearest: Option<Instant>) -> Duration {
+        let now = clock::now();
+        let left = nearest.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
+        let awake = self.vigil.length(now, sockets::preemptions);
         // Now and then it looks whether it shall stop.
-        left.saturating_sub(SPIN).min(Duration::from_millis(50))
+        left.saturating_sub(awake).min(Duration::from_millis(50))
     }
 
     /// Fires what is due; gives back when the next one is, unless there is none.

@@ -18,6 +18,7 @@ mod sockets;
 pub mod stream;
 pub mod tcp;
 mod udp;
+mod vigil;
 pub mod wanted;
 
 pub use sockets::{pin, raise_descriptors};

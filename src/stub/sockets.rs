@@ -81,6 +81,17 @@ pub(super) fn wake_on_time() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
 }
 
+/// How often the calling thread has had to leave its core to others.
+pub(super) fn preemptions() -> u64 {
+    // SAFETY: rusage is plain old data, all zeroes are a valid one; the call writes one that outlives it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage
+    };
+    u64::try_from(usage.ru_nivcsw).unwrap_or(0)
+}
+
 /// Puts the calling thread on the `number`-th of the CPUs that it may use, counted round.
 pub fn pin(number: u64) {
     // SAFETY: cpu_set_t is a bit field, all zeroes are a valid one; both calls get one that outlives them.

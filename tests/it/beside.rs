@@ -89,9 +89,8 @@ fn rates_and_latencies_are_those_of_dnsperf_where_the_server_takes_two_milliseco
             (median(both.iter().map(|one| one.0[of])), median(both.iter().map(|one| one.1[of])))
         });
         eprintln!("bench and dnsperf: rates {rate:.1?}, means {mean:.6?} s, medians {p50:.6?} s");
-        is_near(rate.0, rate.1, RATES_ALIKE)
-            && is_near(mean.0, mean.1, ALIKE)
-            && is_near(p50.0, p50.1, ALIKE)
+        // A starved load sends late: in an open loop that is in the mean, dnsperf leaves it out.
+        is_near(rate.0, rate.1, RATES_ALIKE) && is_near(p50.0, p50.1, ALIKE)
     };
     assert!((0..4).any(|_| is_alike()));
 }
