@@ -82,6 +82,11 @@ impl<'a> Attempt<'a> {
         Self { peer, query, terms, started, style }
     }
 
+    /// The same for a query that the upstream was asked in vain so far.
+    pub fn again(self) -> Self {
+        Self { style: self.peer.style_again(self.style, self.started), ..self }
+    }
+
     /// Asks.
     ///
     /// # Cancel safety

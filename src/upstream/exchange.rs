@@ -168,6 +168,7 @@ impl<'a> Exchange<'a> {
         let candidate = &mut self.candidates[index];
         candidate.asked += 1;
         let attempt = Attempt::new(Arc::clone(&candidate.peer), self.query, self.group.terms);
+        let attempt = if candidate.asked > 1 { attempt.again() } else { attempt };
         let (floor, ceiling) = self.group.retransmit;
         self.wait = candidate.peer.patience(floor.max(MIN_WAIT), ceiling);
         self.again_at = attempt.started + self.wait;

@@ -15,6 +15,9 @@ const ECHOES: u32 = 8;
 /// Responses in a wrong case, with no right one between, after which case is no longer mixed.
 const WRONG_CASES: u32 = 3;
 
+/// How long after a response in a wrong case retries go without mixed case.
+const DOUBTED: Duration = Duration::from_secs(5);
+
 /// Answers in a row without OPT, none with it before, after which queries do without it too.
 const OPT_MISSING: u32 = 3;
 
@@ -41,6 +44,8 @@ pub struct Manners {
     /// Responses in a row that echoed the case.
     echoes: u32,
     wrong_cases: u32,
+    /// When the last response in a wrong case came.
+    wrong_case_at: Option<Instant>,
     /// Until then the qname is sent in lower case.
     caseless_until: Option<Instant>,
 }
@@ -55,6 +60,17 @@ impl Manners {
             exact_case: mix_case && self.echoes >= ECHOES,
             want_ad,
         }
+    }
+
+    /// How to write a query again that was written in this style before.
+    ///
+    /// Not in mixed case where the silence may be a response in a wrong case that was ignored: some upstreams
+    /// echo the case of most names only. A forger would have to hit id and port once more.
+    pub fn again(&self, style: Style, now: Instant) -> Style {
+        let doubted =
+            self.wrong_case_at.is_some_and(|at| now.saturating_duration_since(at) < DOUBTED);
+        let keeps = !doubted;
+        Style { mix_case: style.mix_case && keeps, exact_case: style.exact_case && keeps, ..style }
     }
 
     /// Tells whether queries carry EDNS: not for a while after it was refused, nor without DO where it is
@@ -130,6 +146,7 @@ impl Manners {
     /// the upstream has changed.
     pub fn on_wrong_case(&mut self, now: Instant) {
         self.wrong_cases += 1;
+        self.wrong_case_at = Some(now);
         if self.wrong_cases >= WRONG_CASES {
             (self.wrong_cases, self.echoes) = (0, 0);
             self.caseless_until = Some(now + REMEMBERED);

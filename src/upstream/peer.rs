@@ -149,6 +149,11 @@ impl Peer {
         self.learned().manners.style(dnssec_ok, want_ad, now)
     }
 
+    /// How to write a query by UDP again.
+    pub fn style_again(&self, style: Style, now: Instant) -> Style {
+        self.learned().manners.again(style, now)
+    }
+
     /// Tells whether queries carry EDNS, with DO or without.
     pub fn has_edns(&self, dnssec_ok: bool, now: Instant) -> bool {
         self.learned().manners.has_edns(dnssec_ok, now)

@@ -81,6 +81,40 @@ async fn who_sends_a_query_with_edns_back_whole_is_asked_without() {
 }
 
 #[tokio::test]
+async fn a_name_whose_case_is_not_echoed_is_answered_although_that_of_others_always_is() {
+    let one = Scripted::start(send(|wire| {
+        let mut answer = message::answer_a(wire, [192, 0, 2, 1], 60);
+        if answer[13].eq_ignore_ascii_case(&b'o') {
+            answer[12..40].make_ascii_lowercase();
+        }
+        answer
+    }))
+    .await;
+    let zone = Forward { timeout: Duration::from_secs(8), ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    let ask = |name: String| {
+        let group = Arc::clone(&group);
+        async move { group.exchange(&query(&name, Qtype::A)).await.expect("an answer") }
+    };
+    for n in 0..10 {
+        ask(format!("n{n}.long-enough-a-name.example.org")).await;
+    }
+    assert!(group.status().upstreams[0].has_case);
+    // Others go on being echoed meanwhile, so that the upstream never looks changed.
+    let others = async {
+        for n in 10.. {
+            ask(format!("n{n}.long-enough-a-name.example.org")).await;
+            tokio::time::sleep(5 * MS).await;
+        }
+    };
+    tokio::select! {
+        _ = ask("odd.long-enough-a-name.example.org".to_owned()) => {}
+        () = others => {}
+    }
+    assert!(group.status().upstreams[0].has_case, "it is still held to the case");
+}
+
+#[tokio::test]
 async fn tc_with_nothing_in_it_by_udp_and_tcp_is_a_failure_and_taken_elsewhere() {
     let empty = Scripted::start(send(message::truncated)).await;
     let good = Scripted::start(well_behaved).await;
