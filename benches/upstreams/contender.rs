@@ -14,7 +14,7 @@ use super::process::{self, Place, Process};
 pub const LISTEN: &str = "127.0.0.1:5300";
 
 /// Who is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Nodens,
     /// The same with `ports = "pooled"`.

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::contender::{Contender, Kind};
-use super::load::{self, Ask, quantile, share};
+use super::load::{self, Ask, millis, quantile, share};
 use super::plan::Plan;
 use super::process::Place;
 use super::report::Row;
@@ -70,9 +70,9 @@ fn fail_one(plan: &Plan, kind: Kind, fault: Fault) -> io::Result<Row> {
     let returned = 100.0 * shares.0 as f64 / (shares.0 + shares.1).max(1) as f64;
     Ok(Row::new(kind, &format!("one of two {}", format!("{fault:?}").to_lowercase()))
         .cell("not answered", asks.iter().filter(|ask| !ask.is_within(5000 * MS)).count())
-        .cell("slowest in 1st second", format!("{:.0}ms", quantile(&first_second, 1.0)))
-        .cell("p99 then", format!("{:.1}ms", quantile(&after, 0.99)))
-        .cell("slowest then", format!("{:.0}ms", quantile(&after, 1.0)))
+        .cell("slowest in 1st second", millis(quantile(&first_second, 1.0), 0))
+        .cell("p99 then", millis(quantile(&after, 0.99), 1))
+        .cell("slowest then", millis(quantile(&after, 1.0), 0))
         .cell(">500ms then", slow)
         .cell("share of the returned", format!("{returned:.0}%"))
         .promise("no query over 500 ms after the first second", !plan.judge || slow == 0)
@@ -129,8 +129,8 @@ fn away(plan: &Plan, kind: Kind, silent: bool) -> io::Result<Row> {
     Ok(Row::new(kind, if silent { "all silent" } else { "all refuse" })
         .cell("cached names answered", format!("{all:.3}%"))
         .cell("SERVFAIL", known.iter().filter(|ask| ask.rcode != 0).count())
-        .cell("p50", format!("{:.2}ms", quantile(&later, 0.5)))
-        .cell("p99", format!("{p99:.2}ms"))
+        .cell("p50", millis(quantile(&later, 0.5), 2))
+        .cell("p99", millis(p99, 2))
         .cell("upstream q/s", arrived.map_or("-".to_owned(), |rate| format!("{rate:.0}")))
         .cell("RSS", format!("{before:.0} -> {after:.0}MB"))
         .cell("recovery", format!("{:.2}s", recovery.as_secs_f64()))
@@ -184,7 +184,7 @@ pub fn replaced(plan: &Plan) -> io::Result<Vec<Row>> {
         Row::new(Kind::Nodens, &format!("replaced {times} times"))
             .cell("lost", lost)
             .cell("to a deleted one after 100 ms", late)
-            .cell("slowest", format!("{:.0}ms", quantile(&asks, 1.0)))
+            .cell("slowest", millis(quantile(&asks, 1.0), 0))
             .promise("none lost", lost == 0)
             .promise("no query to a deleted endpoint", !plan.judge || late == 0),
     ])

@@ -135,3 +135,8 @@ pub fn quantile(asks: &[Ask], part: f64) -> f64 {
     let place = ((waits.len() as f64 * part).ceil() as usize).clamp(1, waits.len().max(1));
     waits.get(place - 1).copied().unwrap_or(f64::NAN)
 }
+
+/// A wait in milliseconds as the report writes it.
+pub fn millis(wait: f64, digits: usize) -> String {
+    if wait.is_finite() { format!("{wait:.digits$}ms") } else { "never".to_owned() }
+}

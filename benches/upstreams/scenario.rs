@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::contender::{Contender, Kind};
-use super::load::{self, Ask, quantile, share};
+use super::load::{self, Ask, millis, quantile, share};
 use super::namespace::Rules;
 use super::plan::Plan;
 use super::process::query;
@@ -65,8 +65,8 @@ fn loss_row(plan: &Plan, row: Row, asks: &[Ask], arrived: u64) -> Row {
         .cell("0.5s", within(500))
         .cell("1s", within(1000))
         .cell("5s", within(5000))
-        .cell("p50", format!("{:.1}ms", quantile(asks, 0.5)))
-        .cell("p90", format!("{p90:.1}ms"))
+        .cell("p50", millis(quantile(asks, 0.5), 1))
+        .cell("p90", millis(p90, 1))
         .cell("arrived/query", format!("{per_query:.2}"))
         .promise("99.99 % within 1 s", !plan.judge || second >= 99.99)
         .promise("p90 <= 150 ms", !plan.judge || p90 <= 150.0)
@@ -123,11 +123,19 @@ pub fn herd(plan: &Plan) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The plan's contenders, nodens with either policy of source ports, in the order of [`Kind`]: unbound comes
+/// last, since it leaves thousands of conntrack entries behind.
+fn with_pooled(plan: &Plan) -> Vec<Kind> {
+    let pooled = plan.kinds.contains(&Kind::Nodens).then_some(Kind::NodensPooled);
+    let mut kinds: Vec<Kind> = pooled.into_iter().chain(plan.kinds.iter().copied()).collect();
+    kinds.sort();
+    kinds
+}
+
 /// What a miss costs at the plan's rate.
 pub fn cost(plan: &Plan) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let pooled = plan.kinds.contains(&Kind::Nodens).then_some(Kind::NodensPooled);
-    for kind in plan.kinds.iter().copied().chain(pooled) {
+    for kind in with_pooled(plan) {
         let upstreams = upstreams(2, 60)?;
         let contender = Contender::start(kind, &forms(&upstreams))?;
         let before = contender.cpu()?;
@@ -136,8 +144,8 @@ pub fn cost(plan: &Plan) -> io::Result<Vec<Row>> {
         rows.push(
             Row::new(kind, "unique names")
                 .cell("CPU/query", format!("{micros:.1}us"))
-                .cell("p50", format!("{:.2}ms", quantile(&asks, 0.5)))
-                .cell("p99", format!("{:.2}ms", quantile(&asks, 0.99)))
+                .cell("p50", millis(quantile(&asks, 0.5), 2))
+                .cell("p99", millis(quantile(&asks, 0.99), 2))
                 .cell("RSS", format!("{:.0}MB", contender.resident()?))
                 .promise("all answered", share(&asks, Duration::from_secs(5)) >= 99.9),
         );
@@ -148,8 +156,7 @@ pub fn cost(plan: &Plan) -> io::Result<Vec<Row>> {
 /// Conntrack entries of the contenders' own upstream traffic at 5,000 misses per second.
 pub fn conntrack(plan: &Plan) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let pooled = plan.kinds.contains(&Kind::Nodens).then_some(Kind::NodensPooled);
-    for kind in plan.kinds.iter().copied().chain(pooled) {
+    for kind in with_pooled(plan) {
         let upstreams = upstreams(1, 60)?;
         let rules = Rules::track()?;
         let contender = Contender::start(kind, &forms(&upstreams))?;

@@ -138,6 +138,7 @@ impl<'a> Attempt<'a> {
         if let Err(error) = kept.tuple.send(&asked) {
             return Step::Done(self.unreachable(&error));
         }
+        let sent = if style == self.style { self.started } else { clock::now() };
         self.peer.metrics.queries.inc();
         for _ in 0..MAX_FORGERIES {
             let verdict = match kept.tuple.receive(&asked).await {
@@ -155,7 +156,7 @@ impl<'a> Attempt<'a> {
                 verdict => {
                     let now = clock::now();
                     self.put_back(kept, class, now);
-                    return self.settle(verdict, style, now);
+                    return self.settle(verdict, style, Some(sent), now);
                 }
             }
         }
@@ -211,10 +212,10 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Learns from a verdict that answers the query.
-    fn settle(&self, verdict: Verdict, style: Style, at: Instant) -> Step {
-        let rtt = at.saturating_duration_since(self.started);
-        let heard = |rcode| Heard { style, rcode, rtt, at };
+    /// Learns from a verdict that came at `at`; `sent`: when it was asked for, where that tells the distance.
+    fn settle(&self, verdict: Verdict, style: Style, sent: Option<Instant>, at: Instant) -> Step {
+        let rtt = at.saturating_duration_since(sent.unwrap_or(self.started));
+        let heard = |rcode| Heard { style, rcode, rtt, is_measure: sent.is_some(), at };
         match verdict {
             Verdict::Conclusive { encoded, echoed, knows_edns } => {
                 self.peer.on_answer(&heard(encoded.rcode()), echoed, knows_edns);
@@ -243,6 +244,8 @@ impl<'a> Attempt<'a> {
 
     /// Asks over a kept connection: TCP, TLS or HTTPS.
     async fn by_stream(&self) -> Outcome {
+        // What UDP has cut says nothing of UDP's distance when it comes by TCP.
+        let sent = (self.peer.upstream.transport != Transport::Udp).then_some(self.started);
         let mut style = self.stream_style(self.peer.has_edns(self.query.dnssec_ok, self.started));
         loop {
             let asked = Asked::new(self.query, style);
@@ -258,7 +261,7 @@ impl<'a> Attempt<'a> {
                     return Outcome::Unreachable(reason);
                 }
             };
-            match self.settle(asked.judge_stream(&message), style, clock::now()) {
+            match self.settle(asked.judge_stream(&message), style, sent, clock::now()) {
                 Step::Done(outcome) => return outcome,
                 Step::WithoutEdns => style = self.stream_style(false),
                 Step::ByTcp | Step::NoPort => {

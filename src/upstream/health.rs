@@ -55,21 +55,23 @@ pub struct Health {
 }
 
 impl Health {
-    /// Records a response of any kind.
-    ///
-    /// Source: RFC 6298 §2 for the smoothing
-    pub fn on_response(&mut self, rtt: Duration, conclusive: bool) -> Option<Change> {
-        self.rtt = Some(match self.rtt {
-            None => (rtt, rtt / 2),
-            Some((smoothed, deviation)) => {
-                let off = smoothed.abs_diff(rtt);
-                ((smoothed * 7 + rtt) / 8, (deviation * 3 + off) / 4)
-            }
-        });
+    /// Records a response of any kind; `rtt` where its time tells the distance.
+    pub fn on_response(&mut self, rtt: Option<Duration>, conclusive: bool) -> Option<Change> {
+        self.rtt = rtt.map(|rtt| self.smoothed(rtt)).or(self.rtt);
         self.failing = if conclusive { 0 } else { self.failing.saturating_add(1) };
         self.unanswered = 0;
         self.silent_since = None;
         std::mem::take(&mut self.is_down).then_some(Change::CameBack)
+    }
+
+    /// The round-trip time and its deviation with one measure more.
+    ///
+    /// Source: RFC 6298 §2
+    fn smoothed(&self, rtt: Duration) -> (Duration, Duration) {
+        self.rtt.map_or((rtt, rtt / 2), |(smoothed, deviation)| {
+            let off = smoothed.abs_diff(rtt);
+            ((smoothed * 7 + rtt) / 8, (deviation * 3 + off) / 4)
+        })
     }
 
     /// Records that a query has waited long enough without a response.
@@ -167,7 +169,7 @@ mod tests {
             ]
         );
         assert_eq!(health.look(start + 9000 * MS), None, "said once");
-        assert_eq!(health.on_response(MS, false), Some(Change::CameBack));
+        assert_eq!(health.on_response(Some(MS), false), Some(Change::CameBack));
         assert_eq!(health.standing(), Standing::Well);
     }
 
@@ -190,7 +192,7 @@ mod tests {
         for n in 0..1000 {
             assert_eq!(health.on_unanswered(start + 10 * MS * n), None);
             if n % 4 == 3 {
-                health.on_response(MS, true);
+                health.on_response(Some(MS), true);
             }
         }
     }
@@ -207,10 +209,10 @@ mod tests {
         let mut health = Health::default();
         for _ in 0..FAILING_AFTER {
             assert_eq!(health.standing(), Standing::Well);
-            health.on_response(MS, false);
+            health.on_response(Some(MS), false);
         }
         assert_eq!(health.standing(), Standing::Suspect);
-        health.on_response(MS, true);
+        health.on_response(Some(MS), true);
         assert_eq!(health.standing(), Standing::Well);
     }
 
@@ -218,7 +220,7 @@ mod tests {
     fn patience_follows_the_round_trip_time_between_floor_and_ceiling() {
         for (rtt, patience) in [(1, 20), (8, 24), (50, 150), (1000, 400)] {
             let mut health = Health::default();
-            health.on_response(rtt * MS, true);
+            health.on_response(Some(rtt * MS), true);
             assert_eq!(health.patience(20 * MS, 400 * MS), patience * MS, "{rtt} ms");
         }
         assert_eq!(Health::default().patience(20 * MS, 400 * MS), UNKNOWN_RTT);

@@ -50,7 +50,16 @@ pub struct Heard {
     pub style: Style,
     pub rcode: Rcode,
     pub rtt: Duration,
+    /// That time tells how far the upstream is.
+    pub is_measure: bool,
     pub at: Instant,
+}
+
+impl Heard {
+    /// The time that tells how far the upstream is, if it does.
+    fn measure(&self) -> Option<Duration> {
+        self.is_measure.then_some(self.rtt)
+    }
 }
 
 /// What changes with each response.
@@ -183,7 +192,7 @@ impl Peer {
         if heard.style.edns {
             learned.manners.on_opt(knows_edns, heard.at);
         }
-        let change = learned.health.on_response(heard.rtt, true);
+        let change = learned.health.on_response(heard.measure(), true);
         drop(learned);
         self.count_response(heard, change);
     }
@@ -192,7 +201,7 @@ impl Peer {
     pub fn on_failure(&self, heard: &Heard, query: &Query) {
         let mut learned = self.learned();
         learned.manners.on_reply(heard.style, heard.at);
-        let change = learned.health.on_response(heard.rtt, false);
+        let change = learned.health.on_response(heard.measure(), false);
         learned.probe = Some(query.clone());
         drop(learned);
         self.metrics.failures.inc();
@@ -203,7 +212,7 @@ impl Peer {
     pub fn on_truncated(&self, heard: &Heard) {
         let mut learned = self.learned();
         learned.manners.on_reply(heard.style, heard.at);
-        let change = learned.health.on_response(heard.rtt, true);
+        let change = learned.health.on_response(heard.measure(), true);
         drop(learned);
         self.has_answered.store(true, Ordering::Relaxed);
         self.log(change);

@@ -16,6 +16,22 @@ async fn a_truncated_response_is_fetched_again_by_tcp() {
 }
 
 #[tokio::test]
+async fn what_comes_by_tcp_where_udp_cut_says_nothing_of_the_distance_by_udp() {
+    let one = Scripted::start(|seen| match seen.by_tcp {
+        true => [vec![Act::Wait(700 * MS)], well_behaved(seen)].concat(),
+        false => send(message::truncated)(seen),
+    })
+    .await;
+    let zone = Forward { timeout: Duration::from_secs(4), ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    for _ in 0..2 {
+        group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    }
+    let rtt = group.status().upstreams[0].rtt.expect("measured by the cut responses");
+    assert!(rtt < 350 * MS, "{rtt:?}");
+}
+
+#[tokio::test]
 async fn many_queries_share_one_tcp_connection_and_come_back_in_any_order() {
     let one = Scripted::start(|seen| {
         let wait = Act::Wait(MS * u32::from(seen.id() % 32));
