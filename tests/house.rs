@@ -76,6 +76,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["quick_cache"], &["src/cache/store.rs"]),
+    (&["smallvec"], &["src/serve/udp.rs", "src/upstream/exchange.rs"]),
     (&["netlink_sys", "netlink_packet_core", "netlink_packet_route"], &["src/netlink/"]),
     (&["hdrhistogram", "plotters", "indicatif"], &["src/bench/"]),
     (

@@ -32,6 +32,8 @@ pub struct Routes {
     local: Local,
     local_zone: ZoneId,
     forward: HashMap<Box<[u8]>, Arc<ForwardZone>, ByConfig>,
+    /// Bytes of the longest name in `forward`: no longer suffix needs to be looked up.
+    longest: usize,
     root: Arc<ForwardZone>,
 }
 
@@ -54,8 +56,9 @@ impl Routes {
         zones: Vec<Arc<ForwardZone>>,
     ) -> Self {
         let by_name = |zone: Arc<ForwardZone>| (zone.name.as_wire().into(), zone);
+        let longest = zones.iter().map(|zone| zone.name.as_wire().len()).max().unwrap_or_default();
         let forward = zones.into_iter().map(by_name).collect();
-        Self { cluster: None, local, local_zone, forward, root }
+        Self { cluster: None, local, local_zone, forward, longest, root }
     }
 
     /// The same routes with a cluster zone.
@@ -97,7 +100,9 @@ impl Routes {
             {
                 return Route::Cluster(zone);
             }
-            if let Some(zone) = self.forward.get(suffix) {
+            if suffix.len() <= self.longest
+                && let Some(zone) = self.forward.get(suffix)
+            {
                 return Route::Forward(zone);
             }
             if may_be_local && let Some(special) = self.local.special(suffix, qname) {

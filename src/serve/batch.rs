@@ -93,13 +93,15 @@ impl UdpSocket {
         responses: impl Iterator<Item = &'a mut (Peer, Vec<u8>)>,
     ) -> io::Result<usize> {
         let mut iovs = [iovec(std::ptr::null_mut(), 0); BATCH];
-        let mut headers = Vec::with_capacity(BATCH);
-        for ((peer, wire), iov) in responses.zip(&mut iovs) {
+        // SAFETY: mmsghdr is plain old data; all zeroes is a valid (empty) value.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
+        let mut count = 0;
+        for (((peer, wire), iov), slot) in responses.zip(&mut iovs).zip(&mut headers) {
             *iov = iovec(wire.as_mut_ptr(), wire.len());
-            let msg_hdr = header(peer, iov, self.wildcard);
-            headers.push(libc::mmsghdr { msg_hdr, msg_len: 0 });
+            slot.msg_hdr = header(peer, iov, self.wildcard);
+            count += 1;
         }
-        send(self, &mut headers)
+        send(self, &mut headers[..count])
     }
 }
 

@@ -45,16 +45,17 @@ impl Handler {
 
     /// The response to one message in wire form; `None` when nothing goes back.
     async fn respond(&self, wire: &[u8], source: SocketAddr, carrier: Carrier) -> Answer {
-        let policy = self.front.policy.load_full();
-        let now = clock::now();
-        let look = vet(wire, source.ip(), &policy);
+        let (look, udp_payload) = {
+            let policy = self.front.policy.load();
+            (vet(wire, source.ip(), &policy), policy.udp_payload)
+        };
         let Look::Miss(view) = look else {
             let mut out = vec![0; reply::REFUSAL_LEN];
-            let facts = self.front.answer(&look, wire, now, &mut out);
+            let facts = self.front.answer(&look, wire, clock::now(), &mut out);
             return facts.map(|facts| finished(out, facts));
         };
         let limit = match carrier {
-            Carrier::Datagram => view.udp_limit(policy.udp_payload),
+            Carrier::Datagram => view.udp_limit(udp_payload),
             Carrier::Stream => MAX_MESSAGE,
         };
         let query = view.to_query();
@@ -112,7 +113,10 @@ fn fitted(
     query_len: usize,
 ) -> (Vec<u8>, Facts) {
     let encoded = response.entry.encoded();
-    let mut out = vec![0; encoded.max_fitted_len()];
+    // The allocator passes its quick bins by for memory that is to be zero from the start.
+    #[expect(clippy::slow_vector_initialization)]
+    let mut out = Vec::with_capacity(encoded.max_fitted_len());
+    out.resize(encoded.max_fitted_len(), 0);
     let response_len = encoded.fit(view, response.aging, limit, &mut out);
     let origin = match response.aging {
         crate::dns::response::Aging::Stale => Origin::Stale,

@@ -8,6 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 use super::Runners;
 use super::batch::{BATCH, DATAGRAM, Inbox, Outbox, Peer};
 use super::departures::{Departure, Departures};
@@ -34,6 +36,9 @@ const TURN: usize = 16;
 
 /// How long a thread rests when a socket gives nothing but errors.
 const REST: Duration = Duration::from_millis(20);
+
+/// Bytes that are room enough for nearly every query.
+const USUAL_LEN: usize = 96;
 
 /// One serve thread.
 struct Serve {
@@ -217,7 +222,7 @@ impl Serve {
     /// Datagram `i` on its way to the resolver.
     fn miss(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant, share: Share) -> Miss {
         Miss {
-            wire: self.inbox.datagram(i).to_vec(),
+            wire: SmallVec::from_slice(self.inbox.datagram(i)),
             peer: *self.inbox.peer(i),
             socket: Arc::clone(socket),
             handler: Arc::clone(&self.handler),
@@ -241,7 +246,8 @@ impl Serve {
 
 /// A query on its way through the resolver.
 struct Miss {
-    wire: Vec<u8>,
+    /// Nearly every query fits: what one thread allocates and another frees costs both of them.
+    wire: SmallVec<[u8; USUAL_LEN]>,
     peer: Peer,
     socket: Arc<UdpSocket>,
     handler: Arc<Handler>,

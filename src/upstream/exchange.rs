@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome};
@@ -84,8 +85,9 @@ struct Exchange<'a> {
     deadline: Instant,
     again_at: Instant,
     wait: Duration,
-    candidates: Vec<Candidate>,
-    running: Vec<Running<'a>>,
+    // One of each is the usual case, which needs no allocation.
+    candidates: SmallVec<[Candidate; 1]>,
+    running: SmallVec<[Running<'a>; 1]>,
     failure: Option<ExchangeError>,
 }
 
@@ -123,7 +125,8 @@ impl<'a> Exchange<'a> {
     fn new(group: &'a Group, query: &'a Query, limit: Duration) -> Result<Self, ExchangeError> {
         let members = group.members.load();
         let usable = members.iter().filter(|member| !member.is_looping());
-        let mut candidates: Vec<_> = usable.map(|member| Candidate::new(&member.peer)).collect();
+        let mut candidates: SmallVec<[_; 1]> =
+            usable.map(|member| Candidate::new(&member.peer)).collect();
         match members.first() {
             None if !group.is_moving() => return Err(ExchangeError::NoUpstream),
             Some(first) if candidates.is_empty() => {
@@ -139,7 +142,9 @@ impl<'a> Exchange<'a> {
         }
         let started = clock::now();
         group.budget().begin(started);
-        group.count_if_down();
+        if members.iter().all(|member| member.peer.standing() == Standing::Down) {
+            group.metrics.forward.all_down.inc();
+        }
         Ok(Self {
             group,
             query,
@@ -149,7 +154,7 @@ impl<'a> Exchange<'a> {
             again_at: started,
             wait: Duration::ZERO,
             candidates,
-            running: Vec::new(),
+            running: SmallVec::new(),
             failure: None,
         })
     }

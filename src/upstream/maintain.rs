@@ -159,13 +159,6 @@ impl Group {
             _ => {}
         }
     }
-
-    /// Counts a query for which every upstream is down.
-    pub(super) fn count_if_down(&self) {
-        if self.is_down() {
-            self.metrics.forward.all_down.inc();
-        }
-    }
 }
 
 /// Sends a probe, twice where nothing happens, and tells whether it arrived at our own front end.

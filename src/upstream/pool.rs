@@ -24,8 +24,9 @@ const MAX_USES: u32 = 128;
 /// so that no exchange falls on an entry that has just expired.
 const MAX_AGE: Duration = Duration::from_secs(20);
 
-/// Idle sockets kept per class and thread; beyond that they are closed after use.
-const MAX_IDLE: usize = 128;
+/// Idle sockets kept per class and thread; beyond that they give up their ports after use. More than may be busy at
+/// one time under full load: each that is not kept costs the next exchange five system calls.
+const MAX_IDLE: usize = 256;
 
 /// The same where each holds an entry of the conntrack table: three classes on two threads stay below 100.
 const MAX_IDLE_TRACKED: usize = 12;
