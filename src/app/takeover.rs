@@ -204,14 +204,26 @@ impl Takeover {
         Ok(())
     }
 
-    /// Takes what is wished for.
+    /// Takes what is wished for; of what only the cluster says, what this host can have.
     fn widen(&mut self, wish: &Wish) -> Result<(), InterceptError> {
+        match self.hold(&wish.addresses, &wish.private) {
+            Err(error @ InterceptError::NoIpv6) if self.written.follows_cluster() => {
+                tracing::warn!(%error, "the cluster DNS's IPv6 addresses are not intercepted");
+                let v4 = wish.addresses.iter().copied().filter(IpAddr::is_ipv4);
+                self.hold(&v4.collect::<Vec<_>>(), &wish.private)
+            }
+            other => other,
+        }
+    }
+
+    /// Takes exactly these addresses.
+    fn hold(&mut self, asked: &[IpAddr], private: &[Network]) -> Result<(), InterceptError> {
         match &mut self.grip {
-            Some(grip) => grip.change(&wish.addresses, &wish.private, &mut self.place)?,
-            None if wish.addresses.is_empty() => {}
+            Some(grip) => grip.change(asked, private, &mut self.place)?,
+            None if asked.is_empty() => {}
             None => {
                 let (mode, metrics) = (self.written.mode, self.place.metrics());
-                let claim = Claim::take(mode, &wish.addresses, &wish.private, metrics)?;
+                let claim = Claim::take(mode, asked, private, metrics)?;
                 self.place.serve(&claim.listens())?;
                 self.grip = Some(Grip::begin(claim, &self.place)?);
             }

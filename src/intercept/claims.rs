@@ -37,7 +37,7 @@ impl Claims {
     /// Claims a private address for each asked one, and collects what dead instances left.
     ///
     /// # Errors
-    /// `NotPermitted` without CAP_NET_ADMIN or CAP_NET_BIND_SERVICE, `NoPrivate` when all are taken.
+    /// `NotPermitted` without CAP_NET_ADMIN or CAP_NET_BIND_SERVICE, `NoPrivate` when all are taken, `NoIpv6`.
     pub fn take(asked: &[IpAddr], private: &[Network]) -> Result<Self, InterceptError> {
         let mut addresses = Addresses::open()?;
         let link = link_for(&mut addresses)?;
@@ -73,13 +73,13 @@ impl Claims {
             taken.insert(pair.private);
             pairs.insert(pair);
         }
+        for pair in &pairs {
+            self.add(pair.private)?;
+        }
         let released = self.pairs.difference(&pairs).copied();
         self.spares.extend(released.collect::<Vec<_>>());
         self.spares.retain(|spare| !pairs.iter().any(|pair| pair.private == spare.private));
         self.pairs = pairs;
-        for pair in self.pairs.clone() {
-            self.add(pair.private)?;
-        }
         Ok(())
     }
 
@@ -283,6 +283,7 @@ pub(super) fn hold_error(error: std::io::Error) -> InterceptError {
         std::io::ErrorKind::PermissionDenied => {
             InterceptError::NotPermitted { capability: "CAP_NET_BIND_SERVICE" }
         }
+        _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => InterceptError::NoIpv6,
         _ => InterceptError::Socket(error),
     }
 }

@@ -58,6 +58,11 @@ pub enum InterceptError {
     Owned { address: IpAddr, link: String, mend: String },
     #[error("no private address is left for {asked}; write a larger network in intercept.private")]
     NoPrivate { asked: IpAddr },
+    #[error(
+        "this host has no IPv6 (ipv6.disable=1, or net.ipv6.conf.*.disable_ipv6 = 1): enable it, or leave IPv6 \
+         addresses out of intercept.addresses"
+    )]
+    NoIpv6,
     #[error("this host has neither dummy links nor a link `lo`")]
     NoLink,
     #[error("cannot make a socket for the intercept: {0}")]
@@ -70,6 +75,7 @@ impl From<NetlinkError> for InterceptError {
     fn from(error: NetlinkError) -> Self {
         match error {
             error if error.is_permission() => Self::NotPermitted { capability: "CAP_NET_ADMIN" },
+            error if error.is_disabled_ipv6() => Self::NoIpv6,
             error => Self::Netlink(error),
         }
     }

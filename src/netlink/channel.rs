@@ -57,7 +57,12 @@ fn told(text: &Option<String>) -> String {
 impl NetlinkError {
     /// Tells whether a capability is missing (or somebody else owns the table).
     pub fn is_permission(&self) -> bool {
-        self.code() == Some(io::ErrorKind::PermissionDenied)
+        self.number() == Some(libc::EPERM)
+    }
+
+    /// Tells whether IPv6 is disabled where its object was to be.
+    pub fn is_disabled_ipv6(&self) -> bool {
+        self.number() == Some(libc::EACCES)
     }
 
     /// Tells whether the kernel does not know what was asked for.
@@ -80,12 +85,20 @@ impl NetlinkError {
         self.code() == Some(io::ErrorKind::AlreadyExists)
     }
 
-    /// The system's error behind it.
+    /// The kind of the system's error behind it.
     fn code(&self) -> Option<io::ErrorKind> {
+        self.source().map(io::Error::kind)
+    }
+
+    /// The number of the system's error behind it.
+    fn number(&self) -> Option<i32> {
+        self.source().and_then(io::Error::raw_os_error)
+    }
+
+    /// The system's error behind it.
+    fn source(&self) -> Option<&io::Error> {
         match self {
-            Self::Refused { source, .. } | Self::Io(source) | Self::Open(source) => {
-                Some(source.kind())
-            }
+            Self::Refused { source, .. } | Self::Io(source) | Self::Open(source) => Some(source),
             Self::Unproven => None,
         }
     }
