@@ -66,6 +66,7 @@ fn read_listen(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Listen> {
             address: SocketAddr::new(ip, endpoint::DNS_PORT),
             device: None,
             required: false,
+            is_intercepted: false,
         };
         return host::LOOPBACK.map(default).into();
     };
@@ -95,7 +96,8 @@ fn read_listen_item(item: &Written, host: &Host) -> Result<Listen, Fault> {
     let address = |text| endpoint::parse_address(text, endpoint::DNS_PORT, &host.interfaces);
     let table = match &item.value {
         Value::Text(text) => {
-            return Ok(Listen { address: address(text)?, device: None, required: true });
+            let address = address(text)?;
+            return Ok(Listen { address, device: None, required: true, is_intercepted: false });
         }
         Value::Table(table) => table,
         other => return Err(reader::wrong_kind(other, "an address, or { address, device }")),
@@ -107,6 +109,7 @@ fn read_listen_item(item: &Written, host: &Host) -> Result<Listen, Fault> {
         address: address(reader::text(&written.value)?)?,
         device: device.map(read_device).transpose()?,
         required: read_required(table)?,
+        is_intercepted: false,
     })
 }
 

@@ -72,6 +72,7 @@ impl Intercept {
             address: SocketAddr::new(*ip, DNS_PORT),
             device: None,
             required: true,
+            is_intercepted: true,
         };
         taken.iter().filter(is_ours).map(listen).collect()
     }

@@ -35,7 +35,7 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'stati
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
     key("listen", Kind::List, "127.0.0.1:53 and [::1]:53 where they exist", "addresses to answer on: \"ADDR[:PORT]\" or { address, device, required }; [] where only what is intercepted is served"),
-    key("allow", Kind::List, "loopback, link-local, private, ULA, 100.64/10, on-link prefixes", "networks whose queries are answered; others are REFUSED"),
+    key("allow", Kind::List, "loopback, link-local, private, ULA, 100.64/10, on-link prefixes", "networks whose queries are answered; others are REFUSED. Unless it is written, whoever asks an intercepted address is answered"),
     key("upstream_ports", Kind::Text, "net.ipv4.ip_local_port_range", "source ports of upstream queries, \"first-last\"; net.ipv4.ip_local_reserved_ports are always left out"),
     key("upstream_mark", Kind::Integer, "0x306e", "SO_MARK of upstream sockets where permitted; 0 sets none"),
     key("upstream_conntrack", Kind::Text, "\"delete\"", "conntrack entries of upstream queries by UDP: delete them behind each query, where permitted, or keep them"),

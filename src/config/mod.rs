@@ -75,6 +75,8 @@ pub struct Listen {
     pub device: Option<String>,
     /// Written by the user: that it cannot be bound is fatal. Defaults may be missing (IPv6).
     pub required: bool,
+    /// What comes here was sent to an intercepted address.
+    pub is_intercepted: bool,
 }
 
 /// An address prefix.

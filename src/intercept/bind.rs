@@ -121,6 +121,7 @@ impl Bind {
             address: SocketAddr::new(*ip, 53),
             device: None,
             required: true,
+            is_intercepted: true,
         };
         self.unserved.iter().map(listen).collect()
     }

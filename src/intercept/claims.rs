@@ -127,6 +127,7 @@ impl Claims {
             address: SocketAddr::new(pair.private, 53),
             device: None,
             required: true,
+            is_intercepted: true,
         };
         let unserved = self.pairs.iter().filter(|pair| self.unserved.contains(&pair.private));
         unserved.map(listen).collect()

@@ -25,12 +25,14 @@ pub struct AllowList {
     /// Network bits and mask.
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
+    /// Nobody wrote who may ask.
+    is_default: bool,
 }
 
 impl AllowList {
     /// `written` networks only; without them the default ones and the prefixes of `links`.
     pub fn new(written: Option<&[Network]>, links: &[Network]) -> Self {
-        let mut list = Self::default();
+        let mut list = Self { is_default: written.is_none(), ..Self::default() };
         match written {
             Some(networks) => networks.iter().for_each(|n| list.push(n.address, n.prefix)),
             None => {
@@ -59,7 +61,13 @@ impl AllowList {
         }
     }
 
-    /// Tells whether `source` may ask; IPv4-mapped addresses count as IPv4.
+    /// Tells whether `source` may ask at a socket. By default nobody is sent away from an intercepted
+    /// address: the ordinary path would have answered.
+    pub fn admits(&self, source: IpAddr, is_intercepted: bool) -> bool {
+        (self.is_default && is_intercepted) || self.contains(source)
+    }
+
+    /// Tells whether `source` lies in the networks; IPv4-mapped addresses count as IPv4.
     pub fn contains(&self, source: IpAddr) -> bool {
         match source.to_canonical() {
             IpAddr::V4(v4) => self.v4.iter().any(|(net, mask)| v4.to_bits() & mask == *net),
@@ -112,7 +120,11 @@ mod tests {
         let all = Network { address: "0.0.0.0".parse().expect("address"), prefix: 0 };
         let host = Network { address: "2001:db8::1".parse().expect("address"), prefix: 128 };
         let mapped = Network { address: "::ffff:10.0.0.0".parse().expect("address"), prefix: 104 };
+        let stranger = "198.18.8.9".parse().expect("address");
+        let default = AllowList::new(None, &[]);
+        assert!(default.admits(stranger, true) && !default.admits(stranger, false));
         let tens = AllowList::new(Some(&[mapped]), &[]);
+        assert!(!tens.admits(stranger, true), "it holds for intercepted addresses too");
         assert!(contains(&tens, "10.9.9.9") && !contains(&tens, "11.0.0.1"));
         let list = AllowList::new(Some(&[all, host]), &[]);
         assert!(contains(&list, "203.0.113.9") && contains(&list, "2001:db8::1"));

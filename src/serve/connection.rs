@@ -211,7 +211,8 @@ impl Connection {
         self.seated.touch(received);
         let (front, source) = (&self.server.front, self.seated.seat.source);
         let policy = front.policy.load_full();
-        let look = front.look(&message, source.ip(), received, &policy);
+        let allowed = policy.allow.admits(source.ip(), self.server.is_intercepted);
+        let look = front.look(&message, source.ip(), received, allowed);
         let room = match &look {
             Look::Hit(_, entry) => entry.encoded().max_fitted_len().clamp(SMALL, MAX_MESSAGE),
             _ => SMALL,

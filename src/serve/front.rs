@@ -84,15 +84,15 @@ impl Front {
         Self { resolver, policy, metrics, in_flight, sockets }
     }
 
-    /// Looks at one message from `source`, with the cache.
+    /// Looks at one message from `source`, which is `allowed` to ask, with the cache.
     pub fn look<'a>(
         &self,
         wire: &'a [u8],
         source: IpAddr,
         now: Instant,
-        policy: &Policy,
+        allowed: bool,
     ) -> Look<'a> {
-        let look = vet(wire, source, policy);
+        let look = vet(wire, allowed);
         let Look::Miss(view) = look else { return look };
         let key = KeyBuffer::from_view(&view);
         match self.resolver.cache().fresh(&key, now) {
@@ -168,9 +168,8 @@ impl Front {
 
 /// Looks at one message without the cache: all that may be asked is a [`Look::Miss`].
 ///
-/// The source is checked first: who may not ask gets REFUSED for a query and silence for the rest.
-pub fn vet<'a>(wire: &'a [u8], source: IpAddr, policy: &Policy) -> Look<'a> {
-    let allowed = policy.allow.contains(source);
+/// Who is not `allowed` to ask gets REFUSED for a query and silence for the rest.
+pub fn vet(wire: &[u8], allowed: bool) -> Look<'_> {
     let view = match QueryView::parse(wire) {
         Ok(view) => view,
         Err(Refusal::Header(rcode)) if allowed => return Look::Malformed(rcode),

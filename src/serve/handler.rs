@@ -43,19 +43,22 @@ impl Handler {
         Self { front, tally }
     }
 
-    /// The response to one message in wire form; `None` when nothing goes back.
-    async fn respond(&self, wire: &[u8], source: SocketAddr, carrier: Carrier) -> Answer {
-        let (look, udp_payload) = {
-            let policy = self.front.policy.load();
-            (vet(wire, source.ip(), &policy), policy.udp_payload)
-        };
+    /// The response to one message in wire form, from a source that may or may not ask; `None` when
+    /// nothing goes back.
+    async fn respond(
+        &self,
+        wire: &[u8],
+        (source, carrier): (SocketAddr, Carrier),
+        allowed: bool,
+    ) -> Answer {
+        let look = vet(wire, allowed);
         let Look::Miss(view) = look else {
             let mut out = vec![0; reply::REFUSAL_LEN];
             let facts = self.front.answer(&look, wire, clock::now(), &mut out);
             return facts.map(|facts| finished(out, facts));
         };
         let limit = match carrier {
-            Carrier::Datagram => view.udp_limit(udp_payload),
+            Carrier::Datagram => view.udp_limit(self.front.policy.load().udp_payload),
             Carrier::Stream => MAX_MESSAGE,
         };
         let query = view.to_query();
@@ -146,14 +149,16 @@ impl RequestHandler for Handler {
             Protocol::Udp => Carrier::Datagram,
             _ => Carrier::Stream,
         };
-        let answer = self.respond(request.as_slice(), request.src(), carrier).await;
+        let allowed = self.front.policy.load().allow.contains(request.src().ip());
+        let from = (request.src(), carrier);
+        let answer = self.respond(request.as_slice(), from, allowed).await;
         let Some((wire, facts)) = answer else { return info_of(request.as_slice()) };
         let info = info_of(&wire);
         if let Err(error) = send_records(request, &wire, response_handle).await {
             tracing::debug!(%error, "response not sent");
             self.front.metrics.serve.send_failures.inc();
         }
-        self.account(&facts, request.as_slice(), (request.src(), carrier), started);
+        self.account(&facts, request.as_slice(), from, started);
         info
     }
 }
@@ -209,7 +214,8 @@ async fn send_records<R: ResponseHandler>(
     handle.send_response(response).await
 }
 
-/// Resolves one message that came in over a front end of our own; `None`: nothing goes back.
+/// Resolves one message that came in over a front end of our own, which has seen that its source may
+/// ask; `None`: nothing goes back.
 pub async fn handle(
     handler: &Handler,
     wire: &[u8],
@@ -218,7 +224,7 @@ pub async fn handle(
     received: Instant,
 ) -> Option<Vec<u8>> {
     let handling = async {
-        let (response, facts) = handler.respond(wire, source, carrier).await?;
+        let (response, facts) = handler.respond(wire, (source, carrier), true).await?;
         handler.account(&facts, wire, (source, carrier), received);
         Some(response)
     };

@@ -64,7 +64,7 @@ fn hint(error: &io::Error) -> &'static str {
 pub struct Bound {
     /// One list per serve thread.
     udp: Vec<Vec<Arc<UdpSocket>>>,
-    tcp: Vec<std::net::TcpListener>,
+    tcp: Vec<(Listen, std::net::TcpListener)>,
     /// What was bound, in configuration order.
     pub addresses: Vec<Listen>,
 }
@@ -102,7 +102,7 @@ fn bind_one(
     for sockets in &mut bound.udp {
         sockets.push(Arc::new(UdpSocket::bind(listen, serve).map_err(failed("UDP"))?));
     }
-    bound.tcp.push(socket::tcp(listen).map_err(failed("TCP"))?);
+    bound.tcp.push((listen.clone(), socket::tcp(listen).map_err(failed("TCP"))?));
     Ok(())
 }
 

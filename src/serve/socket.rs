@@ -23,6 +23,8 @@ pub struct UdpSocket {
     socket: Socket,
     /// Bound to no single address: responses need IP_PKTINFO to leave from the one that was asked.
     pub(super) wildcard: bool,
+    /// What comes here was sent to an intercepted address.
+    pub(super) is_intercepted: bool,
 }
 
 impl UdpSocket {
@@ -45,7 +47,7 @@ impl UdpSocket {
             }
         }
         socket.bind(&listen.address.into())?;
-        Ok(Self { socket, wildcard })
+        Ok(Self { socket, wildcard, is_intercepted: listen.is_intercepted })
     }
 
     /// Datagrams that the kernel has dropped because the receive buffer was full, since `bind`.

@@ -21,7 +21,7 @@ use super::handler::Handler;
 use super::seats::{Seated, Seats};
 use super::{Runners, connection, system};
 use crate::clock;
-use crate::config;
+use crate::config::{self, Listen};
 use crate::metrics::{Metrics, Tally};
 use crate::pulse::{Pulse, Pulses};
 use crate::shutdown::Shutdown;
@@ -44,11 +44,14 @@ pub(super) struct Server {
     pub(super) pipeline: usize,
     pub(super) idle: Duration,
     pub(super) shutdown: Shutdown,
+    /// What comes here was sent to an intercepted address.
+    pub(super) is_intercepted: bool,
 }
 
 /// The accept loops; connections go round the resolver's workers.
 pub struct Acceptors {
-    server: Arc<Server>,
+    /// What connections to our own addresses share, and those to intercepted ones; of both they share the seats.
+    servers: [Arc<Server>; 2],
     workers: Vec<Handle>,
     count: usize,
 }
@@ -57,16 +60,22 @@ impl Acceptors {
     /// None yet.
     pub fn new(serve: &config::Serve, runners: &Runners<'_>) -> Self {
         let connections = affordable(serve.tcp_connections);
-        let server = Arc::new(Server {
-            front: Arc::clone(runners.front),
-            handler: Arc::new(Handler::new(Arc::clone(runners.front))),
-            tally: runners.front.metrics.tally(),
-            seats: Seats::new(connections, serve.tcp_connections_per_source, clock::now()),
-            pipeline: serve.tcp_pipeline,
-            idle: serve.tcp_idle,
-            shutdown: runners.shutdown.clone(),
+        let seats = Seats::new(connections, serve.tcp_connections_per_source, clock::now());
+        let handler = Arc::new(Handler::new(Arc::clone(runners.front)));
+        let tally = runners.front.metrics.tally();
+        let servers = [false, true].map(|is_intercepted| {
+            Arc::new(Server {
+                front: Arc::clone(runners.front),
+                handler: Arc::clone(&handler),
+                tally: Arc::clone(&tally),
+                seats: Arc::clone(&seats),
+                pipeline: serve.tcp_pipeline,
+                idle: serve.tcp_idle,
+                shutdown: runners.shutdown.clone(),
+                is_intercepted,
+            })
         });
-        Self { server, workers: runners.workers.to_vec(), count: 0 }
+        Self { servers, workers: runners.workers.to_vec(), count: 0 }
     }
 
     /// Starts an accept loop for each listener.
@@ -75,17 +84,17 @@ impl Acceptors {
     /// When a listener cannot be registered with the runtime.
     pub fn add(
         &mut self,
-        listeners: Vec<std::net::TcpListener>,
+        listeners: Vec<(Listen, std::net::TcpListener)>,
         pulses: &Pulses,
     ) -> io::Result<()> {
-        for listener in listeners {
+        for (listen, listener) in listeners {
             let pulse = pulses.register(format!("tcp-accept-{}", self.count));
             let worker = &self.workers[self.count % self.workers.len()];
             self.count += 1;
             let guard = worker.enter();
             let listener = TcpListener::from_std(listener)?;
             drop(guard);
-            let server = Arc::clone(&self.server);
+            let server = Arc::clone(&self.servers[usize::from(listen.is_intercepted)]);
             worker.spawn(server.accept(listener, self.workers.clone(), pulse));
         }
         Ok(())

@@ -187,7 +187,8 @@ impl Serve {
     fn serve_one(&mut self, i: usize, socket: &Arc<UdpSocket>, now: Instant, policy: &Policy) {
         let source = self.inbox.peer(i).source();
         let wire = self.inbox.datagram(i);
-        let look = self.front.look(wire, source.ip(), now, policy);
+        let allowed = policy.allow.admits(source.ip(), socket.is_intercepted);
+        let look = self.front.look(wire, source.ip(), now, allowed);
         let limit = match &look {
             Look::Hit(view, _) => view.udp_limit(policy.udp_payload),
             _ => DATAGRAM,
@@ -314,6 +315,7 @@ mod tests {
             address: "127.0.0.1:0".parse().expect("address"),
             device: None,
             required: true,
+            is_intercepted: false,
         };
         let socket = Arc::new(UdpSocket::bind(&listen, &config.serve).expect("a free port"));
         let address = socket.local_address().expect("bound");
