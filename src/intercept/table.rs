@@ -198,6 +198,7 @@ fn add_rules(batch: &mut Batch, shape: &Shape) {
     for version in &FAMILIES {
         batch.add_rule(table, QUERIES, &version.take_udp());
         batch.add_rule(table, QUERIES, &version.take_syn());
+        batch.add_rule(table, QUERIES, &version.give_back());
         batch.add_rule(table, "flows", &version.take_flow());
         batch.add_rule(table, "out", &version.answer(UDP));
         batch.add_rule(table, "out", &version.answer(TCP));
@@ -288,8 +289,8 @@ impl Version {
         rule
     }
 
-    /// Takes a flow by its SYN, when it goes to an asked address.
-    fn take_syn(&self) -> Vec<Expr> {
+    /// The first packets of TCP flows.
+    fn syn(&self) -> Vec<Expr> {
         let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
         rule.extend([
             Expr::Load { field: Field::TCP_FLAGS, into: REG_1 },
@@ -297,6 +298,21 @@ impl Version {
             Expr::Mask { from: REG_1, into: REG_1, mask: vec![0x17] },
             Expr::Compare { register: REG_1, op: Op::Equal, value: vec![0x02] },
         ]);
+        rule
+    }
+
+    /// Gives a flow back to the ordinary path that was rewritten but not remembered: there are too many.
+    fn give_back(&self) -> Vec<Expr> {
+        let mut rule = self.syn();
+        rule.extend(self.look_up(self.destination, self.from, REG_1));
+        let Self { destination: field, checksum, .. } = *self;
+        rule.push(Expr::Write { field, from: REG_1, checksum });
+        rule
+    }
+
+    /// Takes a flow by its SYN, when it goes to an asked address.
+    fn take_syn(&self) -> Vec<Expr> {
+        let mut rule = self.syn();
         rule.extend(self.look_up(self.destination, self.to, REG_4));
         rule.extend(self.flow_key());
         rule.extend(self.keep_flow());

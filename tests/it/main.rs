@@ -18,6 +18,7 @@ mod coexistence;
 mod conformance;
 mod deadman;
 mod drain;
+mod edges;
 mod flood;
 mod harness;
 mod hostile;

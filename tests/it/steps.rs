@@ -84,7 +84,7 @@ const MADE: [(&str, usize); 28] = [
     ("add chain in", 1),
     ("add chain post", 1),
     ("add rule beat", 1),
-    ("add rule queries", 4),
+    ("add rule queries", 6),
     ("add rule flows", 2),
     ("add rule redirect", 2),
 ];
@@ -120,7 +120,7 @@ fn the_rule_set_changes_by_our_table_alone_and_not_at_all_while_we_run() {
             let ended = ended.strip_prefix(&made).expect("more of it");
             let steps = counted(ended);
             assert!(steps.keys().all(|step| step.starts_with("delete ")), "{steps:?}");
-            assert_eq!(steps["delete rule queries"], 4);
+            assert_eq!(steps["delete rule queries"], 6);
             // The drain's, and the end's.
             assert_eq!(ended.matches("# new generation").count(), 2, "{ended}");
             assert_eq!(say("nft", &["list", "ruleset"]), before, "others' rules are as they were");
