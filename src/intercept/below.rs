@@ -13,19 +13,24 @@ use crate::netlink::nft::{Batch, ChainKind, DataType, Element, Hook, Place, Set,
 /// The table's name.
 pub const NAME: &str = "nodens-below";
 
-/// Counts the flows that were led; read alone, it tells whether the table is there.
+/// Counts the flows that were led; read alone, it tells whether the table is there and whole.
 const COUNTER: &str = "led";
+
+/// The protocols that are led, and the chains that do it: in each a rule for each, which counts.
+const PROTOCOLS: [u8; 2] = [17, 6];
+const LEADING: [&str; 2] = ["pre", "out"];
 
 /// kube-proxy's own priorities: whoever is first, the address is only ours.
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 
-/// Tells whether the net is there, whoever made it.
+/// Tells whether the net is there with its rules, whoever made it.
 ///
 /// # Errors
 /// As the kernel says.
 pub fn is_there(netfilter: &mut Netfilter) -> Result<bool, NetlinkError> {
-    Ok(netfilter.counter(&Table::inet(NAME), COUNTER)?.is_some())
+    let count = netfilter.counter(&Table::inet(NAME), COUNTER)?;
+    Ok(count.is_some_and(|count| count.uses as usize == PROTOCOLS.len() * LEADING.len()))
 }
 
 /// Leads from whatever is there to the table for these endpoints; without any it is gone.
@@ -49,9 +54,10 @@ pub fn replace(batch: &mut Batch, endpoints: &[SocketAddr]) {
     ] {
         batch.add_chain(&table, chain, Some(Place { kind: ChainKind::Nat, hook, priority }));
     }
-    for protocol in [17, 6] {
-        batch.add_rule(&table, "pre", &translate(protocol, count));
-        batch.add_rule(&table, "out", &translate(protocol, count));
+    for protocol in PROTOCOLS {
+        for chain in LEADING {
+            batch.add_rule(&table, chain, &translate(protocol, count));
+        }
     }
     batch.add_rule(&table, "post", &masquerade());
 }

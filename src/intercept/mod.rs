@@ -179,14 +179,14 @@ impl Intercept {
         &self.desired.pairs
     }
 
-    /// Leads 169.254.20.10 to these endpoints while nobody intercepts it, also after our death;
-    /// without any the net below is removed.
+    /// Leads 169.254.20.10 to those of these endpoints that have IPv4 addresses while nobody intercepts
+    /// it, also after our death; without any the net below is removed.
     ///
     /// # Errors
     /// As the kernel says; then the next look tries again.
     pub fn lead(&mut self, endpoints: &[SocketAddr]) -> Result<(), InterceptError> {
-        self.desired.below = endpoints.to_vec();
-        Ok(self.ruler.lead(endpoints)?)
+        self.desired.below = endpoints.iter().copied().filter(SocketAddr::is_ipv4).collect();
+        Ok(self.ruler.lead(&self.desired.below)?)
     }
 
     /// Looks after the table and the addresses; call it every second or more often.

@@ -26,6 +26,8 @@ const HEAD: usize = 4;
 pub struct Count {
     pub packets: u64,
     pub bytes: u64,
+    /// Rules that count in it.
+    pub uses: u32,
 }
 
 /// A table that exists.
@@ -105,10 +107,12 @@ impl Netfilter {
                 other => other?,
             };
         let count = |answer: &Received| {
-            let data = find(answer.payload.get(HEAD..)?, 4)?;
+            let body = answer.payload.get(HEAD..)?;
+            let data = find(body, 4)?;
             Some(Count {
                 bytes: find(data, 1).and_then(read_u64)?,
                 packets: find(data, 2).and_then(read_u64)?,
+                uses: find(body, 5).and_then(read_u32).unwrap_or_default(),
             })
         };
         Ok(answers.first().and_then(count))

@@ -8,10 +8,10 @@ use nodens::netlink::netfilter::Netfilter;
 use nodens::netlink::nft::Table;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::harness::node::{ASKED, Node, server, sh, tables};
+use crate::harness::node::{ASKED, Node, say, server, sh, tables};
 use crate::harness::process::Process;
-use crate::harness::{Place, Tcp, Udp, ask, namespace, qtype, rcode, until, wire};
-use crate::takeover::{is_claiming, needs_node, start, upstream};
+use crate::harness::{Daemon, Place, Tcp, Udp, ask, namespace, qtype, rcode, until, wire};
+use crate::takeover::{is_claiming, needs_node, start, start_with, upstream};
 
 /// More flows than are remembered.
 const TOO_MANY: u32 = 70_000;
@@ -144,5 +144,33 @@ fn flows_beyond_those_that_are_remembered_take_the_ordinary_path() {
         assert_eq!(node.cluster[0].seen_for("beyond.example.org.").len(), 1, "{}", daemon.log());
         kept.exchange(&ask("kept-2.example.org", qtype::A));
         assert_eq!(upstream.seen_for("kept-2.example.org.").len(), 1, "what is remembered goes on");
+    });
+}
+
+#[test]
+fn a_net_below_without_its_rules_is_made_again_and_one_without_ipv4_endpoints_never() {
+    needs_node!();
+    namespace::inside(|| {
+        let (_node, upstream) = (Node::new(), upstream());
+        let repairs = |daemon: &Daemon| daemon.metric("nodens_intercept_repairs_total", "");
+        let daemon = start_with(upstream.address, "fallback = [\"10.244.0.1:5353\"]");
+        let rules =
+            || say("nft", &["list", "table", "inet", "nodens-below"]).matches("dnat").count();
+        let before = rules();
+        assert!(before >= 4, "{before}");
+        for chain in ["pre", "out"] {
+            sh(&format!("nft flush chain inet nodens-below {chain}"));
+            assert!(
+                until(Duration::from_secs(5), || rules() == before),
+                "{chain}: {}",
+                daemon.log()
+            );
+        }
+        assert_eq!(repairs(&daemon), 2.0, "{}", daemon.log());
+        drop(daemon);
+        sh("nft delete table inet nodens-below");
+        let daemon = start_with(upstream.address, "fallback = [\"[fd00:10:244::1]:5353\"]");
+        std::thread::sleep(Duration::from_millis(1200));
+        assert_eq!((repairs(&daemon), tables().len()), (0.0, 1), "{}", daemon.log());
     });
 }

@@ -95,7 +95,10 @@ fn nft_shows_what_a_batch_made() {
         }
         assert_eq!(netfilter.keys(&table, "to4").expect("read"), [[192, 0, 2, 1]]);
         assert_eq!(netfilter.keys(&table, "to5").expect("read"), Vec::<Vec<u8>>::new());
-        assert_eq!(netfilter.counter(&table, "seen").expect("read"), Some(Count::default()));
+        assert_eq!(
+            netfilter.counter(&table, "seen").expect("read"),
+            Some(Count { uses: 1, ..Count::default() })
+        );
         assert_eq!(netfilter.counter(&table, "unseen").expect("read"), None);
     });
 }
