@@ -51,7 +51,13 @@ fn distribution(report: &Report) -> Section {
     let y = Axis::latency(shown.map(|(_, latency)| micros(*latency)));
     Section::new("How long lookups take")
         .text("To the right of p99 are the slowest of a hundred lookups. Both scales are logarithmic.")
-        .plot(&svg(&Axis::percentiles(), &y, &lines))
+        .plot(&svg(&percentiles(report), &y, &lines))
+}
+
+/// Percentiles, as far as there are lookups to tell.
+fn percentiles(report: &Report) -> Axis {
+    let shares = report.servers.iter().flat_map(|server| &server.distribution);
+    Axis::percentiles().up_to(shares.map(|(share, _)| nines(*share)).fold(0.0, f64::max))
 }
 
 /// Median and p99 over time, one pair of lines for each server.
@@ -111,7 +117,11 @@ fn differences(report: &Report) -> Section {
     }
     lines.insert(
         0,
-        Line { label: &first.name, points: vec![(0.0, 0.0), (4.0, 0.0)], is_thin: false },
+        Line {
+            label: &first.name,
+            points: vec![(0.0, 0.0), (percentiles(report).end(), 0.0)],
+            is_thin: false,
+        },
     );
     let section = Section::new("The difference between servers")
         .text(&format!(
@@ -119,7 +129,7 @@ fn differences(report: &Report) -> Section {
              longer. All servers were asked for the same names in turns, so that noise hit them alike.",
             first.name
         ))
-        .plot(&svg(&Axis::percentiles(), &Axis::ratio(low, high), &lines));
+        .plot(&svg(&percentiles(report), &Axis::ratio(low, high), &lines));
     let texts = report.differences.iter().map(Comparison::text);
     texts.fold(section, |section, text| section.text(&text))
 }

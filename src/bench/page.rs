@@ -9,18 +9,18 @@ const STYLE: &str = "\
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1180px;margin:2em auto;padding:0 1.2em}
 h1{font-size:1.6em;margin:0 0 .2em}h2{font-size:1.2em;margin:2em 0 .4em;border-bottom:1px solid #ccc}
-p{margin:.4em 0;max-width:75ch}.quiet{color:#555}
+p{margin:.4em 0;max-width:95ch}.quiet{color:#555}
 table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums;font-size:.93em}
-th,td{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{background:#f3f3f3;font-weight:600}
+th,td{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9em}th{background:#f3f3f3;font-weight:600}
 .scroll{overflow-x:auto}
 svg{display:block;width:100%;height:auto}
 h2,h2+p,p:has(+svg){break-after:avoid}
 pre{background:#f6f6f6;padding:.6em .8em;white-space:pre-wrap;font-size:.9em}
 .bad{color:#a30000;font-weight:600}.good{color:#00612e;font-weight:600}
 @media print{@page{size:A4 landscape;margin:12mm}body{margin:0;max-width:none;font-size:11px}
-h2{margin-top:1em}svg{width:auto;max-width:100%;max-height:70mm;break-inside:avoid}tr,p{break-inside:avoid}
-.scroll{overflow:visible}td:first-child{white-space:normal;overflow-wrap:anywhere}
+h2{margin-top:1em}svg{width:auto;max-width:100%;max-height:76mm;break-inside:avoid}tr,p{break-inside:avoid}
+.scroll{overflow:visible}
 th{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 ";
 

@@ -89,6 +89,19 @@ impl Axis {
         Self { title: "share of lookups that waited no longer".to_owned(), ticks: ticks.into() }
     }
 
+    /// The same as far as the first tick from `most` on.
+    #[must_use]
+    pub fn up_to(mut self, most: f64) -> Self {
+        let last = self.ticks.iter().position(|(at, _)| *at >= most);
+        self.ticks.truncate(last.map_or(usize::MAX, |last| (last + 1).max(2)));
+        self
+    }
+
+    /// Its last tick.
+    pub fn end(&self) -> f64 {
+        self.range().end
+    }
+
     /// Plain numbers from `from` to `to`, with a label that ends in `unit`.
     pub fn plain(title: impl Display, from: f64, to: f64, unit: &str) -> Self {
         Self::steps(title, from..to, step_for((to - from).max(f64::MIN_POSITIVE)), unit)
