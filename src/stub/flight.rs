@@ -174,3 +174,28 @@ pub(super) fn reason(error: &io::Error, live: u64) -> String {
         _ => format!("no socket towards the server: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_latency_ends_when_the_response_came_unless_the_clock_was_set_meanwhile() {
+        let intended = clock::now();
+        let at = |millis| intended + Duration::from_millis(millis);
+        let mut flight = Flight::new(None, 0, 0, intended);
+        flight.left = Some(at(1));
+        let mut done = |stamped| {
+            flight.arrival = Some(Arrival { read: at(9), stamped });
+            let done = flight.done(false, at(20));
+            (done.took.as_millis(), done.unread.map(|unread| unread.as_millis()))
+        };
+        assert_eq!(done(Some(at(3))), (3, Some(6)));
+        assert_eq!(done(None), (9, None));
+        assert_eq!(done(Some(intended)), (9, None), "before it left");
+        assert_eq!(flight.done(true, at(20)).took.as_millis(), 20, "given up");
+    }
+}

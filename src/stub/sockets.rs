@@ -341,3 +341,30 @@ impl Control {
         SystemTime::UNIX_EPOCH.checked_add(Duration::new(number(data)?, nanos))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_that_lies_unread_came_when_the_kernel_stamped_it() {
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let socket = open(server.local_addr().expect("bound"), None, 0).expect("a socket");
+        let mut inbox = Inbox::new().expect("a descriptor");
+        let (before, lies) = (clock::now(), Duration::from_millis(50));
+        let to = socket.local_addr().expect("connected");
+        // The kernel may begin to stamp a moment after it is asked to: the last one counts.
+        for _ in 0..3 {
+            server.send_to(b"response", to).expect("sent");
+            thread::sleep(lies);
+        }
+        assert_eq!(inbox.receive(&socket, 3).expect("they are there"), 3);
+        let Arrival { read, stamped } = inbox.arrival(2);
+        let stamped = stamped.expect("a stamp");
+        assert!(read.duration_since(stamped) >= lies, "{:?}", read.duration_since(stamped));
+        assert!(stamped >= before);
+        assert_eq!(inbox.datagram(2), b"response");
+    }
+}
