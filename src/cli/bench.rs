@@ -21,8 +21,8 @@ use crate::bench::{html, markdown, run};
     long_about = "Measure DNS latency as applications feel it, and fail when it is too much.\n\n\
         A lookup is what an application waits for: A and AAAA at once from one new socket, with the retries and \
         the patience of glibc (or musl). Lookups leave when they should, whatever has become of those before, \
-        and latency counts from then (open loop: a server that pauses cannot hide it). Several servers are asked \
-        for the same names in turns.",
+        and latency counts from then (open loop: a server that pauses cannot hide it) until the last response is at \
+        this host, however late it is read. Several servers are asked for the same names in turns.",
     after_help = "Examples:\n  \
         nodens bench 10.96.0.10 --set cluster\n  \
         nodens bench 10.96.0.10 --names names.txt --qps 2000 --fail-if 'p99 > 2ms' --fail-if 'lost > 0.1%'\n  \
