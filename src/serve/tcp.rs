@@ -24,7 +24,7 @@ use crate::clock;
 use crate::config::{self, Listen};
 use crate::metrics::{Metrics, Tally};
 use crate::pulse::{Pulse, Pulses};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Owed, Shutdown};
 
 /// How long the accept loop waits before it goes round.
 const ACCEPT_ROUND: Duration = Duration::from_millis(200);
@@ -34,6 +34,10 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Connections taken at one time when the drain begins: all that the kernel completed for us.
 const LAST_ACCEPTS: usize = 1024;
+
+/// How long a drain waits for connections that are being set up at intercepted addresses: a lost packet of
+/// the handshake is sent again after a second.
+const SETTING_UP: Duration = Duration::from_millis(1500);
 
 /// What all connections share.
 pub(super) struct Server {
@@ -95,7 +99,18 @@ impl Acceptors {
             let listener = TcpListener::from_std(listener)?;
             drop(guard);
             let server = Arc::clone(&self.servers[usize::from(listen.is_intercepted)]);
-            worker.spawn(server.accept(listener, self.workers.clone(), pulse));
+            // From here on: nobody has looked yet at what the kernel completes.
+            let owed = server.shutdown.owe();
+            let workers = self.workers.clone();
+            worker.spawn(async move {
+                server.accept(&listener, &workers, &pulse).await;
+                match server.is_intercepted {
+                    true => {
+                        server.accept_what_was_begun(&listener, &workers, (&pulse, owed)).await;
+                    }
+                    false => server.accept_the_last(listener, &workers),
+                }
+            });
         }
         Ok(())
     }
@@ -113,12 +128,7 @@ fn affordable(wanted: usize) -> usize {
 
 impl Server {
     /// Accepts until the drain begins.
-    async fn accept(
-        self: Arc<Self>,
-        listener: TcpListener,
-        workers: Vec<Handle>,
-        pulse: Arc<Pulse>,
-    ) {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, workers: &[Handle], pulse: &Pulse) {
         let mut next = 0;
         let mut starved = false;
         while !self.shutdown.is_begun() {
@@ -149,37 +159,71 @@ impl Server {
                 }
             }
         }
-        self.accept_the_last(&listener, &workers);
     }
 
     /// Takes the connections that the kernel has completed: closing the listener would reset them,
     /// with the queries that they carry.
-    fn accept_the_last(self: &Arc<Self>, listener: &TcpListener, workers: &[Handle]) {
+    fn accept_the_last(self: &Arc<Self>, listener: TcpListener, workers: &[Handle]) {
+        // Asked of the kernel itself: the runtime may not have heard yet of those that came last.
+        let Ok(listener) = listener.into_std() else { return };
         for next in 0..LAST_ACCEPTS {
-            let Some(Ok((stream, source))) = listener.accept().now_or_never() else { return };
-            self.admit(stream, source, &workers[next % workers.len()]);
+            let Ok((stream, source)) = listener.accept() else { return };
+            if stream.set_nonblocking(true).is_ok() {
+                self.seat(stream, source, &workers[next % workers.len()]);
+            }
+        }
+    }
+
+    /// Accepts at an intercepted address as long as we live: no new connection is led here any more, and those
+    /// that are being set up would be reset. They are owed for a while.
+    async fn accept_what_was_begun(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        workers: &[Handle],
+        (pulse, owed): (&Pulse, Owed),
+    ) {
+        let until = clock::now() + SETTING_UP;
+        let (mut owed, mut next) = (Some(owed), 0);
+        loop {
+            pulse.beat();
+            owed = owed.filter(|_| clock::now() < until);
+            match timeout(ACCEPT_ROUND, listener.accept()).await {
+                Ok(Ok((stream, source))) => {
+                    next = (next + 1) % workers.len();
+                    self.admit(stream, source, &workers[next]);
+                }
+                Ok(Err(_)) => tokio::time::sleep(ACCEPT_REST).await,
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    /// Takes a connection from this worker's hands.
+    fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr, to: &Handle) {
+        if let Ok(stream) = stream.into_std() {
+            self.seat(stream, source, to);
         }
     }
 
     /// Gives a connection to a worker, or closes it when there is no seat for its source.
-    fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr, to: &Handle) {
+    fn seat(self: &Arc<Self>, stream: std::net::TcpStream, source: SocketAddr, to: &Handle) {
         let Some(seated) = self.seats.take(source, clock::now()) else {
             self.front.metrics.serve.tcp_refused.inc();
             return;
         };
-        let Ok(stream) = stream.into_std() else { return };
         let server = Arc::clone(self);
+        let owed = self.shutdown.owe();
         to.spawn(async move {
             if let Ok(stream) = TcpStream::from_std(stream) {
                 server.converse(stream, seated).await;
             }
+            drop(owed);
         });
     }
 
     /// One connection as long as it lasts; a panic in it ends it alone.
     async fn converse(self: Arc<Self>, stream: TcpStream, seated: Seated) {
         let open = Open::new(&self.front.metrics);
-        let owed = self.shutdown.owe();
         let serve = &self.front.metrics.serve;
         let source = seated.seat.source;
         let conversation = connection::converse(Arc::clone(&self), stream, seated);
@@ -187,7 +231,7 @@ impl Server {
             serve.panics.inc();
             tracing::error!(%source, "a panic was caught in a TCP connection");
         }
-        drop((open, owed));
+        drop(open);
     }
 }
 

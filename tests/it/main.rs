@@ -20,6 +20,7 @@ mod deadman;
 mod drain;
 mod edges;
 mod flood;
+mod handover;
 mod harness;
 mod hostile;
 mod links;
