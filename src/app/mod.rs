@@ -204,17 +204,19 @@ impl Parts {
         let front_ends = self.bound.start(&self.config.serve, &runners)?;
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "nodens answers");
         let place = Place::new(&self.config, front_ends, &self.pulses, &self.front.metrics);
-        let mut takeover = Takeover::start(self.claims, &self.config, place)?;
+        let found = takeover::reports();
+        // All that may fail comes first: whoever cannot start takes nothing from who serves already.
         #[cfg_attr(not(feature = "kubernetes"), allow(unused_mut))]
         let mut cluster = self.cluster;
         #[cfg(feature = "kubernetes")]
         if let Some(cluster) = &mut cluster {
-            cluster.connect(&self.config, takeover.reporter(), &self.front.metrics).await?;
+            cluster.connect(&self.config, found.0.clone(), &self.front.metrics).await?;
         }
         #[cfg(not(feature = "kubernetes"))]
         if !matches!(self.config.cluster.source, None | Some(ClusterSource::Files)) {
             return Err(StartError::NoWatch);
         }
+        let mut takeover = Takeover::start(self.claims, &self.config, place, found)?;
         let shutdown = self.shutdown.clone();
         let control = Control {
             sources,

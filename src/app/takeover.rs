@@ -2,7 +2,7 @@
 //! and changed while it runs.
 //!
 //! What is taken and where the net below leads comes from the configuration, and from whoever watches
-//! the cluster DNS ([`Takeover::reporter`]). A change that cannot be made now is tried again.
+//! the cluster DNS ([`Reports`]). A change that cannot be made now is tried again.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +28,14 @@ pub struct ClusterDns {
     /// Its ready endpoints: the net below leads there unless `intercept.fallback` is written. While
     /// there are none, the last ones stay.
     pub endpoints: Vec<SocketAddr>,
+}
+
+/// Where to report what the cluster says about its DNS (the last report counts), and what was reported.
+pub type Reports = (watch::Sender<ClusterDns>, watch::Receiver<ClusterDns>);
+
+/// A place for reports; nothing was reported yet.
+pub fn reports() -> Reports {
+    watch::channel(ClusterDns::default())
 }
 
 /// What shall be taken, and where the net below leads.
@@ -91,7 +99,7 @@ pub struct Takeover {
     grip: Option<Grip>,
     place: Place,
     written: config::Intercept,
-    found: (watch::Sender<ClusterDns>, watch::Receiver<ClusterDns>),
+    found: Reports,
     /// The last endpoints that the cluster had.
     endpoints: Vec<SocketAddr>,
     /// What has been done, as far as it could be.
@@ -109,30 +117,24 @@ impl Takeover {
         claim: Option<Claim>,
         config: &Config,
         place: Place,
+        found: Reports,
     ) -> Result<Self, InterceptError> {
         let written = config.intercept.clone();
         let begun =
             claim.map(|claim| permitted(&written, Grip::begin(claim, &place))).transpose()?;
+        // Where the net below leads is not done yet: it is not worth failing for.
+        let done = Wish { fallback: Vec::new(), ..Wish::new(&written, &ClusterDns::default()) };
         let mut takeover = Self {
             grip: begun.flatten(),
             place,
-            done: Wish::new(&written, &ClusterDns::default()),
+            done,
             written,
-            found: watch::channel(ClusterDns::default()),
+            found,
             endpoints: Vec::new(),
             failing: None,
         };
-        if let Some(Grip::Takeover(intercept)) = &mut takeover.grip
-            && !takeover.done.fallback.is_empty()
-        {
-            intercept.lead(&takeover.done.fallback)?;
-        }
+        takeover.change();
         Ok(takeover)
-    }
-
-    /// Where to report what the cluster says about its DNS; the last report counts.
-    pub fn reporter(&self) -> watch::Sender<ClusterDns> {
-        self.found.0.clone()
     }
 
     /// Takes another configuration over; to and from the mode `bind` only a restart leads.
