@@ -170,7 +170,11 @@ pub fn remove_leftovers(netfilter: &mut Netfilter) -> Result<(), NetlinkError> {
         if alive.is_empty() {
             let mut batch = Batch::default();
             batch.delete_table(&seen.table);
-            netfilter.apply(&batch)?;
+            match netfilter.apply(&batch) {
+                // Another instance that starts now was faster.
+                Err(error) if error.is_missing() => continue,
+                other => other?,
+            }
             tracing::info!(table = %seen.table, "removed what a dead instance left");
         }
     }

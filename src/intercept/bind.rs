@@ -250,12 +250,16 @@ fn forget(netfilter: &mut Netfilter, gone: &BTreeSet<IpAddr>) -> Result<(), Netl
         if netfilter.counter(&table, COUNTER)?.is_some() {
             batch.delete_table(&table);
         }
-        return netfilter.apply(&batch);
+    } else {
+        for ip in recorded.intersection(gone) {
+            batch.delete_elements(&table, set_of(*ip), &[Element::key(octets(*ip))]);
+        }
     }
-    for ip in recorded.intersection(gone) {
-        batch.delete_elements(&table, set_of(*ip), &[Element::key(octets(*ip))]);
+    match netfilter.apply(&batch) {
+        // Another instance was faster.
+        Err(error) if error.is_missing() => Ok(()),
+        other => other,
     }
-    netfilter.apply(&batch)
 }
 
 /// The addresses that the table's sets name.

@@ -161,6 +161,15 @@ impl Claims {
     /// # Errors
     /// As the kernel says.
     pub fn add(&mut self, ip: IpAddr) -> Result<(), NetlinkError> {
+        match self.try_add(ip) {
+            // The last of others may have taken the link with it at this very moment.
+            Err(error) if !error.is_permission() => self.try_add(ip),
+            other => other,
+        }
+    }
+
+    /// One try of [`Claims::add`].
+    fn try_add(&mut self, ip: IpAddr) -> Result<(), NetlinkError> {
         if self.addresses.is_local(ip)? {
             return Ok(());
         }
@@ -218,10 +227,14 @@ fn collect(
     let on_link = present.iter().filter(|address| address.link == link);
     for address in on_link.filter(|address| private.iter().any(|net| contains(net, address.ip))) {
         match Hold::take(address.ip) {
-            Ok(_hold) => {
-                addresses.remove(*address)?;
-                tracing::info!(address = %address.ip, "removed what a dead instance left");
-            }
+            Ok(_hold) => match addresses.remove(*address) {
+                Ok(()) => {
+                    tracing::info!(address = %address.ip, "removed what a dead instance left");
+                }
+                Err(error) if error.is_permission() => return Err(error.into()),
+                // Another instance that starts now was faster, with the address or the whole link.
+                Err(error) => tracing::debug!(%error, "what a dead instance left"),
+            },
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(hold_error(error)),
         }

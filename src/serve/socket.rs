@@ -129,6 +129,13 @@ fn open(listen: &Listen, kind: Type) -> io::Result<Socket> {
     if listen.address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    if listen.is_intercepted {
+        // Who else starts or ends may have removed the address at this moment; it comes back.
+        match listen.address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+    }
     if let Some(device) = &listen.device {
         socket.bind_device(Some(device.as_bytes()))?;
     }
