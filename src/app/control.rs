@@ -124,6 +124,7 @@ impl Control {
                         takeover.reconfigure(&view.config().intercept);
                     }
                     signal = signals.leave() => break signal,
+                    never = takeover.look_after() => match never {},
                 },
                 Event::LookAtLinks => this.look_at_links(&view, &mut links),
             }
