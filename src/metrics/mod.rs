@@ -186,6 +186,8 @@ pub struct UpstreamMetrics {
     /// Messages ignored: another id, question, case, or malformed.
     pub mismatched: Counter,
     pub unreachable: Counter,
+    /// 1 while it counts as down.
+    pub down: Gauge,
     pub in_flight: Gauge,
     /// Probes of a down upstream that got no response.
     pub probe_failures: Counter,

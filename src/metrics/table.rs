@@ -169,5 +169,10 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("nodens_upstream_tcp_fallbacks_total", "counter", "Truncated responses fetched by TCP."),
     ("nodens_upstream_mismatched_total", "counter", "Messages ignored: not what was asked."),
     ("nodens_upstream_unreachable_total", "counter", "Exchanges that found nobody there."),
+    (
+        "nodens_upstream_down",
+        "gauge",
+        "1 while an upstream counts as down: silent, or nobody there.",
+    ),
     ("nodens_upstream_in_flight", "gauge", "Exchanges that wait for an upstream."),
 ];

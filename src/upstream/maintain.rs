@@ -88,7 +88,11 @@ impl Upstreams {
             if Arc::strong_count(&known.peer) > 1 {
                 known.named = now;
             }
-            now.saturating_duration_since(known.named) < FORGET_AFTER
+            let is_kept = now.saturating_duration_since(known.named) < FORGET_AFTER;
+            if !is_kept {
+                known.peer.metrics.down.set(0);
+            }
+            is_kept
         });
     }
 }

@@ -134,12 +134,14 @@ impl Peer {
         self.is_gone.store(true, Ordering::Release);
         self.pool.clear();
         self.connections.set_shut(true);
+        self.metrics.down.set(0);
     }
 
     /// Notes that the upstream is there, perhaps again.
     pub fn appear(&self) {
         if self.is_gone.swap(false, Ordering::AcqRel) {
             self.connections.set_shut(false);
+            self.metrics.down.set((self.standing() == Standing::Down).into());
         }
     }
 
@@ -275,8 +277,12 @@ impl Peer {
     /// Says a change of state, once.
     fn log(&self, change: Option<Change>) {
         match change {
-            Some(Change::WentDown) => tracing::warn!(upstream = %self.form, "upstream is down"),
+            Some(Change::WentDown) => {
+                self.metrics.down.set(1);
+                tracing::warn!(upstream = %self.form, "upstream is down");
+            }
             Some(Change::CameBack) => {
+                self.metrics.down.set(0);
                 self.returns.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(upstream = %self.form, "upstream is back");
             }

@@ -135,24 +135,25 @@ async fn silence_ends_with_the_timeout_of_the_zone() {
 
 #[tokio::test]
 async fn an_upstream_that_comes_back_is_noticed_within_two_seconds() {
-    let (upstreams, _) = upstreams();
+    let (upstreams, metrics) = upstreams();
     let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
     let gone = Scripted::start(silent).await;
     let address = gone.address;
+    let is_down = || metrics.upstream(&address.to_string()).down.get() == 1;
     let group = upstreams.group(&forward(), &[udp(&gone)]);
     drop(gone);
     tokio::time::sleep(50 * MS).await;
     group.exchange(&query("example.org", Qtype::A)).await.expect_err("nobody listens");
     assert!(group.is_down() && !group.has_answered());
     tokio::time::sleep(600 * MS).await;
-    assert!(group.is_down(), "probes of a closed port bring nothing back");
+    assert!(group.is_down() && is_down(), "probes of a closed port bring nothing back");
     let back = Scripted::start_at(address, rcode(Rcode::REFUSED)).await;
     let began = Instant::now();
     while group.is_down() {
         assert!(began.elapsed() < Duration::from_secs(2), "still down");
         tokio::time::sleep(10 * MS).await;
     }
-    assert!(group.has_answered() && back.count() > 0);
+    assert!(group.has_answered() && back.count() > 0 && !is_down());
 }
 
 #[tokio::test]
@@ -187,25 +188,27 @@ async fn queries_are_answered_soon_although_half_of_them_are_lost() {
 #[tokio::test]
 async fn an_upstream_that_hangs_is_felt_by_nobody_after_the_first_second() {
     let (hung, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
-    let (upstreams, _) = upstreams();
+    let (upstreams, metrics) = upstreams();
     let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
     let group = upstreams.group(&eager(), &[udp(&hung), udp(&alive)]);
-    let began = Instant::now();
-    let mut slow = Vec::new();
+    // A query that the other one gets second is one that the hung one got first. Counted, not timed: on a busy
+    // machine any query may be slow.
+    let felt = || metrics.upstream(&alive.address.to_string()).hedges.get();
+    let (began, mut in_first_second) = (Instant::now(), 0);
     for n in 0.. {
-        let asked = Instant::now();
-        if asked - began > Duration::from_secs(3) {
+        let elapsed = began.elapsed();
+        if elapsed > Duration::from_secs(3) {
             break;
         }
         let query = query(&format!("n{n}.example.org"), Qtype::A);
         group.exchange(&query).await.expect("an answer");
-        if asked.elapsed() > 20 * MS {
-            slow.push((asked - began, asked.elapsed()));
+        if elapsed < Duration::from_secs(1) {
+            in_first_second = felt();
         }
         tokio::time::sleep(2 * MS).await;
     }
-    assert!(slow.iter().all(|(at, _)| *at < Duration::from_secs(1)), "{slow:?}");
-    assert!(slow.len() < 5, "{slow:?}");
+    assert!(in_first_second < 5, "{in_first_second} asked the hung one first");
+    assert_eq!(felt(), in_first_second, "nobody after the first second");
     hung.behave(well_behaved);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let standing = group.status().upstreams.iter().map(|upstream| upstream.standing).max();
