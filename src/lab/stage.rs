@@ -106,6 +106,8 @@ impl Lab {
                 // The second, and the one that replaces the first.
                 let others = self.net.servers.get(1..).unwrap_or_default();
                 rules::translate_cluster_dns(self.net.node(), others)?;
+                let gone = self.net.servers.iter().take(1).flat_map(|host| host.addresses.both());
+                conntrack::forget_translated_to(&gone.collect::<Vec<_>>(), self.net.node())?;
                 self.endpoints.put(others)?;
             }
             Event::Kill => self.signal(Signal::Kill)?,
