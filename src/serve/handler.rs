@@ -237,6 +237,20 @@ pub async fn handle(
     })
 }
 
+/// The response to a query by UDP that has waited in vain; `None` when its message cannot be read.
+pub fn shed(
+    handler: &Handler,
+    wire: &[u8],
+    source: SocketAddr,
+    received: Instant,
+) -> Option<Vec<u8>> {
+    let view = QueryView::parse(wire).ok()?;
+    let mut out = vec![0; reply::REFUSAL_LEN];
+    let facts = handler.front.shed(&view, wire.len(), &mut out);
+    handler.account(&facts, wire, (source, Carrier::Datagram), received);
+    Some(finished(out, facts).0)
+}
+
 #[cfg(test)]
 mod tests {
     use hickory_server::Server;

@@ -1,8 +1,8 @@
 //! Faces stub resolvers: takes queries in, gives every one its response.
 //!
 //! [`front`] looks at a message: refused, answered from the cache, or a miss. [`udp`] and [`tcp`] are
-//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss is worked on in
-//! `slots`, goes through [`handler`], the one `RequestHandler` for every way in, and leaves by
+//! the front ends, [`socket`], [`batch`] and [`system`] their system calls. A miss waits in `room` while too
+//! many are worked on, is worked on in `slots`, goes through [`handler`], the one `RequestHandler` for every way in, and leaves by
 //! `departures`; [`reply`] writes what is not a stored response; [`quota`] shares what is bounded
 //! fairly among sources, [`seats`] the TCP connections.
 //! It refuses to decide what the answer is: that is `resolve`.
@@ -15,6 +15,7 @@ pub mod front;
 pub mod handler;
 pub mod quota;
 pub mod reply;
+mod room;
 pub mod seats;
 mod slots;
 pub mod socket;

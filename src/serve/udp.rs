@@ -4,6 +4,7 @@
 //! worker of the resolver runtime, which sends its response through the same socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::front::{Facts, Front, Look, Policy, SHED};
 use super::handler::{self, Handler};
 use super::quota::Share;
 use super::reply;
+use super::room::Room;
 use super::slots::Slots;
 use super::socket::{self, UdpSocket};
 use crate::clock;
@@ -50,7 +52,9 @@ struct Serve {
     worker: tokio::runtime::Handle,
     departures: Departures,
     /// The worker's tasks that resolve what this thread leaves to it.
-    slots: Arc<Slots<Miss>>,
+    slots: Arc<Slots<Job>>,
+    /// Where misses wait that find no share.
+    room: Room,
     tally: ThreadTally,
     pulse: Arc<Pulse>,
     shutdown: Shutdown,
@@ -59,7 +63,7 @@ struct Serve {
     /// Facts of the responses in the outbox.
     facts: Vec<(Facts, Arrival)>,
     /// What the batch leaves to the resolver.
-    misses: Vec<Miss>,
+    misses: Vec<Job>,
 }
 
 /// Starts serve thread `index` over its sockets; it takes more of them through what is given back.
@@ -78,6 +82,8 @@ pub fn start(
     let shutdown = runners.shutdown.clone();
     let owed = shutdown.owe();
     let departures = Departures::start(&worker, Arc::clone(&front.metrics));
+    let slots = Arc::default();
+    let room = Room::open(&worker, &front.in_flight, &slots);
     let run = move || {
         let serve = Serve {
             sockets,
@@ -87,7 +93,8 @@ pub fn start(
             front,
             worker,
             departures,
-            slots: Arc::default(),
+            slots,
+            room,
             pulse,
             shutdown,
             inbox: Inbox::default(),
@@ -197,10 +204,8 @@ impl Serve {
         let mut facts = self.front.answer(&look, wire, now, out);
         match &look {
             Look::Miss(view) => match self.front.in_flight.take(source.ip()) {
-                Some(share) => {
-                    let miss = self.miss(i, socket, now, share);
-                    self.misses.push(miss);
-                }
+                Some(share) => self.misses.push((self.miss(i, socket, now), share)),
+                None if self.room.has_place() => self.room.put(self.miss(i, socket, now)),
                 None => facts = Some(self.front.shed(view, wire.len(), out)),
             },
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
@@ -221,7 +226,7 @@ impl Serve {
     }
 
     /// Datagram `i` on its way to the resolver.
-    fn miss(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant, share: Share) -> Miss {
+    fn miss(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant) -> Miss {
         Miss {
             wire: SmallVec::from_slice(self.inbox.datagram(i)),
             peer: *self.inbox.peer(i),
@@ -229,7 +234,8 @@ impl Serve {
             handler: Arc::clone(&self.handler),
             departures: self.departures.clone(),
             received,
-            held: (share, self.shutdown.owe()),
+            deadline: None,
+            owed: self.shutdown.owe(),
         }
     }
 
@@ -245,27 +251,62 @@ impl Serve {
     }
 }
 
+/// A miss with the share that it holds while it is resolved.
+pub type Job = (Miss, Share);
+
 /// A query on its way through the resolver.
-struct Miss {
+pub struct Miss {
     /// Nearly every query fits: what one thread allocates and another frees costs both of them.
     wire: SmallVec<[u8; USUAL_LEN]>,
     peer: Peer,
     socket: Arc<UdpSocket>,
     handler: Arc<Handler>,
     departures: Departures,
-    received: Instant,
+    pub received: Instant,
+    /// Of a query that had to wait: when its stub resolver will have asked again.
+    pub deadline: Option<Instant>,
     /// Given back when the response is sent.
-    held: (Share, Owed),
+    owed: Owed,
 }
 
 impl Miss {
+    /// Who asks.
+    pub fn source(&self) -> SocketAddr {
+        self.peer.source()
+    }
+
     /// Resolves the query and leaves its response to be sent.
-    async fn resolve(self) {
-        let Self { wire, peer, socket, handler, departures, received, held } = self;
-        let answer = handler::handle(&handler, &wire, peer.source(), Carrier::Datagram, received);
-        if let Some(response) = answer.await {
-            departures.push(Departure { response: (peer, response), socket, _held: held });
+    pub async fn resolve((miss, share): Job) {
+        let (source, carrier) = (miss.source(), Carrier::Datagram);
+        let answer = handler::handle(&miss.handler, &miss.wire, source, carrier, miss.received);
+        let response = match miss.deadline {
+            None => answer.await,
+            // Boxed: few have had to wait.
+            Some(deadline) => {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), answer)).await {
+                    Ok(response) => response,
+                    Err(_) => return miss.shed(share),
+                }
+            }
+        };
+        if let Some(response) = response {
+            miss.depart(response, share);
         }
+    }
+
+    /// Says that too many queries are in flight.
+    pub fn shed(self, share: Share) {
+        if let Some(response) =
+            handler::shed(&self.handler, &self.wire, self.source(), self.received)
+        {
+            self.depart(response, share);
+        }
+    }
+
+    /// Leaves the response to be sent.
+    fn depart(self, response: Vec<u8>, share: Share) {
+        let Self { peer, socket, departures, owed, .. } = self;
+        departures.push(Departure { response: (peer, response), socket, _held: (share, owed) });
     }
 }
 

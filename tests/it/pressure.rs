@@ -163,3 +163,23 @@ fn an_instance_that_still_owes_responses_takes_no_query_from_its_successor() {
     }
     assert_eq!(old.process.wait(PATIENCE).expect("an end").code(), Some(0), "{}", old.log());
 }
+
+#[test]
+fn more_queries_than_may_be_resolved_at_one_time_wait_and_are_answered() {
+    let upstream = Sink::start(|seen| sink::ordinary(seen).after(Duration::from_millis(200)));
+    let daemon =
+        Setup::towards(upstream.address).tables("[serve]\nmax_in_flight = 100").start_unready();
+    let stubs: Vec<_> = (0..300)
+        .map(|number| {
+            let stub = Udp::to(daemon.address());
+            let question = ask(&format!("n{number}.example.org"), qtype::A);
+            stub.send(&question.to_wire());
+            (stub, question)
+        })
+        .collect();
+    for (stub, question) in &stubs {
+        let answer = stub.answer_to(question.id, PATIENCE).expect("answered");
+        assert_eq!(answer.rcode(), rcode::NOERROR, "{}", question.qname);
+    }
+    assert_eq!(daemon.metric("nodens_queries_shed_total", ""), 0.0);
+}
