@@ -119,7 +119,9 @@ fn fill(front: &Front, count: u32) -> Vec<Query> {
         cache.store(&key, encoded, source, clock::now());
         asked
     });
-    names.collect()
+    let names = names.collect();
+    cache.maintain(clock::now());
+    names
 }
 
 #[test]

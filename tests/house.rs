@@ -75,7 +75,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
             "src/stub/sockets.rs",
         ],
     ),
-    (&["quick_cache"], &["src/cache/store.rs"]),
+    (&["moka"], &["src/cache/store.rs"]),
     (&["smallvec"], &["src/serve/udp.rs", "src/upstream/exchange.rs"]),
     (&["netlink_sys", "netlink_packet_core", "netlink_packet_route"], &["src/netlink/"]),
     (&["hdrhistogram", "plotters", "indicatif"], &["src/bench/"]),
@@ -593,7 +593,7 @@ fn imports_go_down_only() {
 fn foreign_crates_stay_in_their_fences() {
     must_fail(check_fences, "src/serve/udp.rs", "use socket2::Socket;");
     must_fail(check_fences, "src/serve/udp.rs", "use libc;");
-    must_fail(check_fences, "src/cache/entry.rs", "fn f() -> quick_cache::sync::Cache {}");
+    must_fail(check_fences, "src/cache/entry.rs", "fn f() -> moka::sync::Cache {}");
     must_fail(check_fences, "src/resolve/mod.rs", "let now = Instant::now();");
     must_pass(check_fences, "src/serve/socket.rs", "use socket2::Socket;");
     must_pass(check_fences, "src/app.rs", "use crate::dns; // libc::c_int");

@@ -26,8 +26,8 @@ use crate::serve::front::Front;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Telemetry;
 
-/// How often the cache's fill is measured.
-const MEASURE_EVERY: Duration = Duration::from_millis(100);
+/// How often the cache applies pending inserts and evictions.
+const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
 
 /// Signals within this time are one wish to leave: `timeout` signals the process and its group.
 const ONE_WISH: Duration = Duration::from_millis(100);
@@ -139,7 +139,7 @@ impl Control {
     /// Begins what goes on in the background beside queries.
     fn make_rounds(&self, worker: &Handle) {
         let (feed, resolver) = (&self.maker.feed, Arc::clone(&self.front.resolver));
-        worker.spawn(measure_cache(Arc::clone(&self.front)));
+        worker.spawn(maintain_cache(Arc::clone(&self.front)));
         worker.spawn(Arc::clone(&feed.upstreams).maintain());
         worker.spawn(Arc::clone(feed).run(resolver));
     }
@@ -245,13 +245,13 @@ async fn only_loops(zone: &ForwardZone) -> Option<&Name> {
     (is_each && !looping.is_empty()).then_some(&zone.name)
 }
 
-/// Measures the cache's fill for ever, so that no miss pays for it.
-async fn measure_cache(front: Arc<Front>) {
-    let mut ticks = tokio::time::interval(MEASURE_EVERY);
+/// Applies the cache's pending work for ever, so that no hit pays for it.
+async fn maintain_cache(front: Arc<Front>) {
+    let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        front.resolver.cache().measure();
+        front.resolver.cache().maintain(clock::now());
     }
 }
 

@@ -1,108 +1,109 @@
-//! Where entries lie: found by many at once, written by misses, never more of them than the budget allows.
+//! Where entries lie: one table that hits read, and moka, which decides what has to go when the room is full.
 //!
-//! quick_cache decides what has to go (CLOCK-Pro, close to S3-FIFO): a new name gets a small part of the
-//! room until it is asked for again, and one that had to go and is asked for soon after gets the large part.
-//! A read leaves a mark on the entry and nothing else; there is no work to be caught up on.
+//! Both hold the same entries. Hits touch the table alone ([`Index`]); moka is told in bulk what was read.
 
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use quick_cache::sync::Cache;
-use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
+use moka::notification::RemovalCause;
+use moka::sync::Cache;
 
 use super::entry::Entry;
-use super::key::{ByCarried, Key, KeyBuffer, Lookup};
+use super::index::Index;
+use super::key::{ByCarried, Key, KeyBuffer};
 use crate::metrics::CacheMetrics;
 
-/// Parts with a lock each, so that one that is written stops few readers.
-const SHARDS: usize = 16;
-
-/// Bytes of room for each name that had to go and is remembered: of a flood of names each of which is
-/// asked for twice few are still known the second time.
-const ROOM_PER_MEMORY: u64 = 2048;
-
-/// The part of the room that names have which were asked for again.
-const WANTED: f64 = 0.9;
+/// How often [`Store::maintain`] tells moka what has been read.
+const TOUCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Every entry, by key.
-pub struct Store(Cache<Key, Arc<Entry>, Weigher, ByCarried, Evictions>);
-
-/// Weighs entries in bytes.
-#[derive(Clone)]
-struct Weigher;
-
-/// Counts what has to go.
-#[derive(Clone)]
-struct Evictions(CacheMetrics);
+pub struct Store {
+    /// Where entries are found; holds what `kept` holds.
+    index: Arc<Index>,
+    /// Decides what stays.
+    kept: Cache<Key, Arc<Entry>, ByCarried>,
+    touched_at: Mutex<Instant>,
+}
 
 impl Store {
     /// An empty one for `bytes`.
-    pub fn new(bytes: u64, metrics: CacheMetrics) -> Self {
-        let memories = usize::try_from(bytes / ROOM_PER_MEMORY).unwrap_or(usize::MAX);
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(memories)
-            .ghost_allocation(1.0)
-            .weight_capacity(bytes)
-            .hot_allocation(WANTED)
-            .shards(SHARDS)
-            .build()
-            .expect("both capacities are given");
-        Self(Cache::with_options(options, Weigher, ByCarried::default(), Evictions(metrics)))
+    pub fn new(bytes: u64, metrics: &CacheMetrics) -> Self {
+        let index = Arc::new(Index::default());
+        let (evictions, of_kept) = (metrics.evictions.clone(), Arc::clone(&index));
+        let kept = Cache::builder()
+            .max_capacity(bytes)
+            .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
+            .eviction_listener(move |key: Arc<Key>, entry, cause| {
+                of_kept.remove(&key, &entry);
+                if cause == RemovalCause::Size {
+                    evictions.inc();
+                }
+            })
+            .build_with_hasher(ByCarried::default());
+        Self { index, kept, touched_at: Mutex::new(crate::clock::now()) }
     }
 
     /// The entry under a key, which counts as asked for. Allocates nothing.
     pub fn find(&self, key: &KeyBuffer) -> Option<Arc<Entry>> {
-        self.0.get(key)
+        let entry = self.index.find(key)?;
+        entry.touch();
+        Some(entry)
     }
 
     /// Puts an entry in, in place of any other under the same key.
     pub fn insert(&self, key: Key, entry: Arc<Entry>) {
-        self.0.insert(key, entry);
+        // moka lets in what is asked for more often than what would have to go, and counts only its own
+        // reads: a full one would turn every new name away, however often it was missed.
+        drop(self.kept.get(&key));
+        // First the index: moka may turn the entry away at once, and takes it out again then.
+        self.index.insert(key.clone(), Arc::clone(&entry));
+        self.kept.insert(key, entry);
     }
 
     /// Takes an entry out.
     pub fn remove(&self, key: &Key) {
-        self.0.remove(key);
+        self.kept.invalidate(key);
     }
 
     /// The keys for which `holds`, each looked at by itself.
     pub fn keys(&self, holds: impl Fn(&Key) -> bool) -> Vec<Key> {
-        self.0.iter().map(|(key, _)| key).filter(|key| holds(key)).collect()
+        self.index.keys(holds)
     }
 
-    /// How many entries there are, and their bytes.
+    /// Applies pending inserts and evictions, and tells moka what was read.
+    pub fn maintain(&self, now: Instant) {
+        let mut touched_at = self.touched_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(*touched_at) >= TOUCH_EVERY {
+            *touched_at = now;
+            self.index.touched(|key| drop(self.kept.get(key)));
+        }
+        drop(touched_at);
+        self.kept.run_pending_tasks();
+    }
+
+    /// How many entries there are, and their bytes, as of the last [`Store::maintain`].
     pub fn fill(&self) -> (u64, u64) {
-        (self.0.len() as u64, self.0.weight())
+        (self.kept.entry_count(), self.kept.weighted_size())
     }
 }
 
-impl Weighter<Key, Arc<Entry>> for Weigher {
-    fn weight(&self, key: &Key, entry: &Arc<Entry>) -> u64 {
-        u64::from(entry.weight(key))
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Lifecycle<Key, Arc<Entry>> for Evictions {
-    /// What goes, to be freed after the lock is given back.
-    type RequestState = Option<(Key, Arc<Entry>)>;
-
-    fn before_evict(&self, _: &mut Self::RequestState, _: &Key, _: &mut Arc<Entry>) {
-        self.0.evictions.inc();
-    }
-
-    fn on_evict(&self, gone: &mut Self::RequestState, key: Key, entry: Arc<Entry>) {
-        *gone = Some((key, entry));
-    }
-}
-
-impl Hash for KeyBuffer {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash_value());
-    }
-}
-
-impl Equivalent<Key> for KeyBuffer {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.as_slice() == key.as_slice()
+    impl Store {
+        /// Panics unless both parts hold the same entries, over 100 of them and at most `most` bytes.
+        pub fn assert_parts_agree(&self, most: u64) {
+            (0..10).for_each(|_| self.kept.run_pending_tasks());
+            let mut weight = 0;
+            let keys = self.keys(|_| true);
+            for key in &keys {
+                let (found, held) = (self.index.find(key), self.kept.get(key));
+                weight += found.as_ref().map_or(0, |found| u64::from(found.weight(key)));
+                assert!(found.zip(held).is_some_and(|(found, held)| Arc::ptr_eq(&found, &held)));
+            }
+            assert!(keys.len() as u64 <= self.kept.entry_count() && keys.len() > 100);
+            assert!(weight <= most, "{weight} bytes");
+        }
     }
 }
