@@ -94,11 +94,16 @@ impl Heartbeat {
         let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(run)?;
         Ok(Self { stop, thread: Some(thread) })
     }
+
+    /// Beats no more: the switch goes off by itself.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop();
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // A panic there has ended the beats too.

@@ -4,7 +4,7 @@
 //! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
 //! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
 //! without us. [`bind`] is node-cache's way instead of all that. What is asked of it may change while it
-//! runs: `app::takeover::Takeover::reporter` is where whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
+//! runs: `app::takeover::Reports` is where whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
 
 pub mod apply;
 pub mod below;
@@ -42,6 +42,9 @@ const FLOW_SLACK: Duration = Duration::from_secs(30);
 
 /// How long what is put right again and again is not said again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often the drain tries to take no more queries: the kernel may refuse while others load rules.
+const STOP_TRIES: usize = 3;
 
 /// Why queries cannot be intercepted.
 #[derive(Debug, Error)]
@@ -266,11 +269,17 @@ impl Intercept {
 
     /// Takes no new queries; flows and responses that are ours go on. For the drain.
     pub fn stop_taking(&mut self) {
-        if self.desired.reach == Reach::Everything
-            && let Err(error) = self.reach(Reach::Owed)
-        {
-            tracing::error!(%error, "queries are still taken while we drain");
+        if self.desired.reach != Reach::Everything {
+            return;
         }
+        for _ in 0..STOP_TRIES {
+            match self.reach(Reach::Owed) {
+                Ok(()) => return,
+                Err(error) => tracing::error!(%error, "queries are still taken while we drain"),
+            }
+        }
+        // Nobody would read them: the switch goes off without beats.
+        self.heartbeat.stop();
     }
 
     /// Leaves: the table first, then the addresses.
