@@ -16,8 +16,11 @@ use crate::clock;
 use crate::metrics::InterceptMetrics;
 use crate::pulse::{Pulses, Rounds};
 
-/// How often the thread looks: three chances more before the switch goes off.
+/// How often the thread looks.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// How soon it looks again where a round was not complete: who is only slow gets the beat at once.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// How long all must have gone well before we claim again after a lapse.
 const HEALTH: Duration = Duration::from_secs(2);
@@ -142,7 +145,8 @@ impl Beater {
                 }
                 Turn::Wait => {}
             }
-            next = (next + INTERVAL).max(clock::now());
+            let pause = if is_round { INTERVAL } else { AGAIN };
+            next = (next + pause).max(clock::now());
             std::thread::park_timeout(next.saturating_duration_since(clock::now()));
         }
         self.metrics.claiming.set(0);
@@ -185,12 +189,12 @@ mod tests {
     fn it_beats_only_when_all_go_round_and_claims_again_after_two_seconds_of_health() {
         for (rounds, did) in [
             ("xxxxx", "bbbbb"),
-            ("x.x..x", "b.b..b"),
-            ("x....", "b...L"),
+            ("x.x.x", "b.b.b"),
+            ("x....", "b..L."),
             ("....x", "....b"),
-            ("x....xxxxxxxxxx", "b...L........Rb"),
-            ("x....xxx....xxxxxxxxx", "b...L...............R"),
-            ("x....x.x.x.x.x.x.x", "b...L........R.b.b"),
+            ("x...xxxxxxxxxx", "b..L........Rb"),
+            ("x...xxx...xxxxxxxxx", "b..L..............R"),
+            ("x...x.x.x.x.x.x.x", "b..L........R.b.b"),
         ] {
             let mut rhythm = Rhythm::default();
             assert_eq!(turns(&mut rhythm, clock::now(), rounds), did, "{rounds}");

@@ -37,9 +37,10 @@ pub const ARRIVED: &str = "arrived";
 pub const ANSWERED: &str = "answered";
 pub const LEFT: &str = "left";
 
-/// How long the switch stays on after a beat: three beats may be late, and with the kernel's ticks
-/// (30 to 50 ms were seen) we fall open within a second.
-pub const ALIVE_FOR: Duration = Duration::from_millis(900);
+/// How long the switch stays on after a beat. A loop that hangs just behind its part of a round is taken for
+/// a moving one for a beat more (250 ms); with that and the kernel's ticks (30 to 50 ms were seen) we fall
+/// open within a second.
+pub const ALIVE_FOR: Duration = Duration::from_millis(700);
 
 /// The mark of beats. Shared by all instances; the port tells them apart.
 pub const BEAT_MARK: u32 = 0x306f;
