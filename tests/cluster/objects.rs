@@ -216,17 +216,7 @@ fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Val
                 vec![],
             )
         }
-        // Two addresses of one endpoint, two endpoints of one name, an address that ends in colons.
-        7 => {
-            *next += 2;
-            let two = json!({ "addresses": [address, v4(*next - 1)], "hostname": "twin" });
-            let other = json!({ "addresses": [v4(*next)], "hostname": "twin" });
-            let short = endpoint(&format!("2001:db8:0:{number}::"));
-            let slices = [("IPv4", vec![two, other]), ("IPv6", vec![short])].into_iter();
-            let slices = slices.enumerate();
-            let slices = slices.map(|(slot, of)| slice((namespace, name), slot, of, false));
-            (headless(namespace, name, false), slices.collect())
-        }
+        7 => twins(namespace, name, number, next),
         // An address that a Service with one of its own has among its endpoints too.
         8 => {
             let (other, its) = (format!("s{}", number - 14), NAMESPACES[(number - 14) % 9]);
@@ -242,4 +232,15 @@ fn awkward(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Val
             (headless(namespace, &format!("{number}x"), true), vec![orphan])
         }
     }
+}
+
+/// Two addresses of one endpoint, two endpoints of one name, an address that ends in colons.
+fn twins(namespace: &str, name: &str, number: usize, next: &mut usize) -> (Value, Vec<Value>) {
+    *next += 2;
+    let two = json!({ "addresses": [v4(*next - 2), v4(*next - 1)], "hostname": "twin" });
+    let other = json!({ "addresses": [v4(*next)], "hostname": "twin" });
+    let short = endpoint(&format!("2001:db8:0:{number}::"));
+    let slices = [("IPv4", vec![two, other]), ("IPv6", vec![short])].into_iter().enumerate();
+    let slices = slices.map(|(slot, of)| slice((namespace, name), slot, of, false));
+    (headless(namespace, name, false), slices.collect())
 }
