@@ -151,6 +151,11 @@ impl Grip {
     /// Says what is taken.
     fn say(&self) {
         match self {
+            Self::Takeover(intercept) if intercept.is_withdrawn() => {
+                tracing::warn!(
+                    "what is claimed is not taken: the table is withdrawn because of a firewall"
+                );
+            }
             Self::Takeover(intercept) => {
                 for pair in intercept.pairs() {
                     tracing::info!(asked = %pair.asked, private = %pair.private, "intercepted");

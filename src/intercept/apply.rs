@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::claims::Claims;
+use super::counts::Counts;
 use super::plan::{Observed, Pair, Step, TableSeen};
 use super::table::{self, Shape};
 use super::{below, bind, table::ALIVE};
@@ -13,15 +14,6 @@ use crate::netlink::nft::{Batch, Family, Table};
 
 /// Every table of ours begins so.
 const PREFIX: &str = "nodens-";
-
-/// What the table has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub rewritten: u64,
-    pub arrived: u64,
-    pub answered: u64,
-    pub left: u64,
-}
 
 /// Rules over our table: the socket that owns it, and what it is made with.
 pub struct Ruler {
@@ -55,7 +47,7 @@ impl Ruler {
     /// As the kernel says.
     pub fn observe(&mut self, claims: &mut Claims) -> Result<Observed, NetlinkError> {
         let table = &self.shape.table;
-        let is_there = self.netfilter.counter(table, table::REWRITTEN)?.is_some();
+        let is_there = self.netfilter.counter(table, table::COUNTER)?.is_some();
         let (mut taken, mut answered) = (BTreeSet::new(), BTreeSet::new());
         for map in table::TO {
             let elements = self.netfilter.elements(table, map)?;
@@ -140,16 +132,8 @@ impl Ruler {
     /// # Errors
     /// As the kernel says.
     pub fn counts(&mut self) -> Result<Counts, NetlinkError> {
-        let mut read = |name| {
-            let count = self.netfilter.counter(&self.shape.table, name)?;
-            Ok::<_, NetlinkError>(count.unwrap_or_default().packets)
-        };
-        Ok(Counts {
-            rewritten: read(table::REWRITTEN)?,
-            arrived: read(table::ARRIVED)?,
-            answered: read(table::ANSWERED)?,
-            left: read(table::LEFT)?,
-        })
+        let counters = self.netfilter.counters(&self.shape.table)?;
+        Ok(Counts(counters.into_iter().map(|(name, count)| (name, count.packets)).collect()))
     }
 }
 

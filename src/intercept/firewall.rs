@@ -30,6 +30,40 @@ impl Watch {
     }
 }
 
+/// How long the table stays withdrawn at first, and at most.
+const FIRST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// When a withdrawn table is tried again: whatever ate our packets may be gone, or was no firewall.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backoff {
+    wait: Duration,
+    again: Option<Instant>,
+    tried: Option<Instant>,
+}
+
+impl Backoff {
+    /// The table is withdrawn: for how long, twice as long each time until it has held for an hour.
+    pub fn begin(&mut self, now: Instant) -> Duration {
+        let held = self.tried.map(|tried| now.saturating_duration_since(tried));
+        self.wait = match held {
+            Some(held) if held < LONGEST => (self.wait * 2).clamp(FIRST, LONGEST),
+            _ => FIRST,
+        };
+        self.again = Some(now + self.wait);
+        self.wait
+    }
+
+    /// Tells, once, whether it is time to try again.
+    pub fn is_over(&mut self, now: Instant) -> bool {
+        let is_over = self.again.is_some_and(|again| again <= now);
+        if is_over {
+            (self.again, self.tried) = (None, Some(now));
+        }
+        is_over
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +85,19 @@ mod tests {
                 assert_eq!(found, *eaten, "at {second} s of {readings:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_withdrawn_table_is_tried_again_after_a_minute_then_later_and_later() {
+        let (mut now, mut backoff) = (crate::clock::now(), Backoff::default());
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(backoff.begin(now), minutes(wait));
+            assert!(!backoff.is_over(now + minutes(wait) - Duration::from_secs(1)));
+            now += minutes(wait);
+            assert!(backoff.is_over(now) && !backoff.is_over(now), "once");
+            now += Duration::from_secs(3);
+        }
+        assert_eq!(backoff.begin(now + minutes(61)), minutes(1), "it has held for an hour");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`claims`] takes private addresses, [`table`] is the owner table that rewrites asked addresses to
 //! them, [`plan`](mod@plan) decides what to change, [`apply`] changes it, [`heartbeat`] keeps the
-//! dead-man switch on, [`firewall`] notices who eats our packets, [`below`] is the net for the time
+//! dead-man switch on, [`counts`] and [`firewall`] notice who eats our packets, [`below`] is the net for the time
 //! without us. [`bind`] is node-cache's way instead of all that. What is asked of it may change while it
 //! runs: `app::takeover::Reports` is where whoever watches the cluster DNS says its addresses and endpoints. It refuses to answer queries (that is `serve`), and to know which addresses are right.
 
@@ -10,6 +10,7 @@ pub mod apply;
 pub mod below;
 pub mod bind;
 pub mod claims;
+pub mod counts;
 pub mod firewall;
 pub mod heartbeat;
 pub mod plan;
@@ -26,7 +27,8 @@ use thiserror::Error;
 
 use self::apply::Ruler;
 use self::claims::Claims;
-use self::firewall::Watch;
+use self::counts::{Watches, Way};
+use self::firewall::Backoff;
 use self::heartbeat::Heartbeat;
 use self::plan::{Desired, Pair, Reach, Step, plan};
 use self::socket::Drum;
@@ -112,8 +114,8 @@ pub struct Intercept {
     ruler: Ruler,
     desired: Desired,
     heartbeat: Heartbeat,
-    queries: Watch,
-    responses: Watch,
+    watches: Watches,
+    backoff: Backoff,
     metrics: InterceptMetrics,
     /// The last mend failed; said once.
     is_failing: bool,
@@ -144,8 +146,8 @@ impl Intercept {
             ruler,
             desired,
             heartbeat,
-            queries: Watch::default(),
-            responses: Watch::default(),
+            watches: Watches::new(),
+            backoff: Backoff::default(),
             metrics: start.metrics,
             is_failing: false,
             mended: None,
@@ -212,18 +214,21 @@ impl Intercept {
             self.say_mended(&steps, now);
             self.ruler.apply(&steps, &mut self.claims)?;
         }
+        if self.is_withdrawn() && self.backoff.is_over(now) {
+            tracing::info!("trying again whether the firewall lets queries and responses through");
+            self.reach(Reach::Everything)?;
+        }
         if self.desired.reach != Reach::Everything {
             return Ok(());
         }
         let counts = self.ruler.counts()?;
-        self.metrics.rewritten.set(i64::try_from(counts.rewritten).unwrap_or(i64::MAX));
-        self.metrics.arrived.set(i64::try_from(counts.arrived).unwrap_or(i64::MAX));
-        let queries = self.queries.is_eaten(counts.rewritten, counts.arrived, now);
-        let responses = self.responses.is_eaten(counts.answered, counts.left, now);
-        if queries || responses {
-            self.withdraw(queries)?;
+        let [rewritten, arrived] = counts.udp_queries().map(i64::try_from);
+        self.metrics.rewritten.set(rewritten.unwrap_or(i64::MAX));
+        self.metrics.arrived.set(arrived.unwrap_or(i64::MAX));
+        match self.watches.eaten(&counts, now) {
+            Some(way) => self.withdraw(way, now),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Says what is put right; the same again only after a while.
@@ -238,26 +243,33 @@ impl Intercept {
     }
 
     /// Takes the table away: with the firewall in between, every query would be lost.
-    fn withdraw(&mut self, eats_queries: bool) -> Result<(), InterceptError> {
+    fn withdraw(&mut self, way: Way, now: Instant) -> Result<(), InterceptError> {
+        (self.watches, self.desired.reach) = (Watches::new(), Reach::Nothing);
+        let (again, mender) = (self.backoff.begin(now), way.mender());
         let (asked, private): (Vec<_>, Vec<_>) =
             self.desired.pairs.iter().map(|pair| (pair.asked, pair.private)).unzip();
-        if eats_queries {
+        if way.are_queries {
             tracing::error!(
-                ?private,
-                "a firewall of this host drops queries to our private addresses: the table is withdrawn until \
-                 nodens is restarted; mend: accept untracked packets to them, e.g. `iptables -I INPUT -m \
+                ?private, dropped = %way, ?again,
+                "a firewall of this host drops queries to our private addresses: the table is withdrawn, and \
+                 tried again after a while; mend: accept untracked packets to them, e.g. `{mender} -I INPUT -m \
                  conntrack --ctstate UNTRACKED -d PRIVATE -j ACCEPT`"
             );
         } else {
             tracing::error!(
-                ?asked,
-                "a firewall of this host drops our responses: the table is withdrawn until nodens is restarted; \
-                 mend: accept untracked packets from them, e.g. `iptables -I OUTPUT -m conntrack --ctstate \
+                ?asked, dropped = %way, ?again,
+                "a firewall of this host drops our responses: the table is withdrawn, and tried again after a \
+                 while; mend: accept untracked packets from them, e.g. `{mender} -I OUTPUT -m conntrack --ctstate \
                  UNTRACKED -s ASKED -j ACCEPT`"
             );
         }
         self.metrics.withdrawals.inc();
         self.reach(Reach::Nothing)
+    }
+
+    /// Tells whether nothing is taken because of a firewall.
+    pub fn is_withdrawn(&self) -> bool {
+        self.desired.reach == Reach::Nothing
     }
 
     /// Changes how much is taken.

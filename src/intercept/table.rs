@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::counts::{self, ANSWERS, ARRIVING, LEAVING, LOCAL, Stage};
 use super::plan::Pair;
 use crate::netlink::expr::{
     Checksum, Expr, Field, Meta, Op, REG_1, REG_2, REG_4, Register, Verdict, field_is, meta_is,
@@ -29,13 +30,8 @@ pub const TO: [&str; 2] = ["to4", "to6"];
 /// Maps from private to asked addresses: whose responses are given back.
 pub const FROM: [&str; 2] = ["from4", "from6"];
 
-/// UDP queries rewritten, and those of them that passed every firewall on their way in.
-pub const REWRITTEN: &str = "rewritten";
-pub const ARRIVED: &str = "arrived";
-
-/// UDP responses rewritten, and those of them that passed every firewall on their way out.
-pub const ANSWERED: &str = "answered";
-pub const LEFT: &str = "left";
+/// A counter that tells, read alone, whether the table is there.
+pub const COUNTER: &str = "rewritten-udp4";
 
 /// How long the switch stays on after a beat. A loop that hangs just behind its part of a round is taken for
 /// a moving one for a beat more (250 ms); with that and the kernel's ticks (30 to 50 ms were seen) we fall
@@ -58,11 +54,13 @@ const RAW: i32 = -300;
 const LAST: i32 = 10_000;
 
 /// The IP families in nftables' numbers, each with what differs.
-const FAMILIES: [Version; 2] = [
+pub(super) const FAMILIES: &[Version; 2] = &[
     Version {
         number: 2,
+        label: "4",
         to: TO[0],
         from: FROM[0],
+        asked: "asked4",
         mine: "mine4",
         source: Field::IP_SOURCE,
         destination: Field::IP_DESTINATION,
@@ -73,8 +71,10 @@ const FAMILIES: [Version; 2] = [
     },
     Version {
         number: 10,
+        label: "6",
         to: TO[1],
         from: FROM[1],
+        asked: "asked6",
         mine: "mine6",
         source: Field::IP6_SOURCE,
         destination: Field::IP6_DESTINATION,
@@ -86,17 +86,20 @@ const FAMILIES: [Version; 2] = [
 ];
 
 /// The protocols of DNS.
-const UDP: u8 = 17;
-const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const TCP: u8 = 6;
 
 /// What differs between IPv4 and IPv6.
-struct Version {
+pub struct Version {
     number: u8,
-    to: &'static str,
-    from: &'static str,
+    pub(super) label: &'static str,
+    pub(super) to: &'static str,
+    pub(super) from: &'static str,
+    /// All that was ever asked: what is released is still answered.
+    pub(super) asked: &'static str,
     mine: &'static str,
-    source: Field,
-    destination: Field,
+    pub(super) source: Field,
+    pub(super) destination: Field,
     checksum: Checksum,
     address: DataType,
     flow: DataType,
@@ -122,11 +125,10 @@ pub struct Shape {
 pub fn make(batch: &mut Batch, shape: &Shape, pairs: &BTreeSet<Pair>) {
     let table = &shape.table;
     batch.add_table(table, if shape.is_owned { OWNER } else { 0 });
-    for counter in [REWRITTEN, ARRIVED, ANSWERED, LEFT] {
-        batch.add_counter(table, counter);
-    }
+    counts::add_counters(batch, table);
     batch.add_set(table, &Set::dynamic(ALIVE, DataType::Protocol, ALIVE_FOR, 16));
-    for version in &FAMILIES {
+    for version in FAMILIES {
+        batch.add_set(table, &Set::plain(version.asked, version.address));
         batch.add_set(table, &Set::map(version.to, version.address, version.address));
         batch.add_set(table, &Set::map(version.from, version.address, version.address));
         let mine = Set::dynamic(version.mine, version.flow, shape.flow_timeout, FLOWS);
@@ -135,7 +137,7 @@ pub fn make(batch: &mut Batch, shape: &Shape, pairs: &BTreeSet<Pair>) {
     for pair in pairs {
         claim(batch, table, *pair);
     }
-    for chain in [QUERIES, "flows", "redirect"] {
+    for chain in [QUERIES, "flows", "redirect", LOCAL, ANSWERS, ARRIVING, LEAVING] {
         batch.add_chain(table, chain, None);
     }
     let kinds = (ChainKind::Filter, ChainKind::Route);
@@ -156,6 +158,7 @@ pub fn claim(batch: &mut Batch, table: &Table, pair: Pair) {
     let version = version_of(pair.asked);
     let (asked, private) = (octets(pair.asked), octets(pair.private));
     batch.add_elements(table, version.from, &[Element::pair(private.clone(), asked.clone())]);
+    batch.add_elements(table, version.asked, &[Element::key(asked.clone())]);
     batch.add_elements(table, version.to, &[Element::pair(asked, private)]);
 }
 
@@ -176,7 +179,7 @@ pub fn stop_taking(batch: &mut Batch, table: &Table) {
 
 /// What differs for the family of `ip`.
 fn version_of(ip: IpAddr) -> &'static Version {
-    let [v4, v6] = &FAMILIES;
+    let [v4, v6] = FAMILIES;
     if ip.is_ipv4() { v4 } else { v6 }
 }
 
@@ -196,25 +199,32 @@ fn add_rules(batch: &mut Batch, shape: &Shape) {
         let mark = meta_is(Meta::Mark, &shape.upstream_mark.to_ne_bytes());
         batch.add_rule(table, "out", &[&mark[..], &[Expr::Verdict(Verdict::Accept)]].concat());
     }
-    for version in &FAMILIES {
+    let on_port =
+        |port, chain| [&field_is(port, &53u16.to_be_bytes())[..], &[jump(chain)]].concat();
+    batch.add_rule(table, "out", &on_port(Field::SOURCE_PORT, ANSWERS));
+    batch.add_rule(table, "in", &on_port(Field::DESTINATION_PORT, ARRIVING));
+    batch.add_rule(table, "post", &on_port(Field::SOURCE_PORT, LEAVING));
+    counts::add_rules(batch, table);
+    for version in FAMILIES {
         batch.add_rule(table, QUERIES, &version.take_udp());
         batch.add_rule(table, QUERIES, &version.take_syn());
         batch.add_rule(table, QUERIES, &version.give_back());
         batch.add_rule(table, "flows", &version.take_flow());
-        batch.add_rule(table, "out", &version.answer(UDP));
-        batch.add_rule(table, "out", &version.answer(TCP));
-        batch.add_rule(table, "in", &version.count(Field::DESTINATION_PORT));
-        batch.add_rule(table, "post", &version.count(Field::SOURCE_PORT));
+        batch.add_rule(table, ANSWERS, &version.answer(UDP));
+        batch.add_rule(table, ANSWERS, &version.answer(TCP));
     }
     for chain in [QUERIES, "flows"] {
         batch.add_rule(table, "redirect", &[jump(chain)]);
     }
-    let is_alive = [
-        Expr::Meta { key: Meta::Protocol, into: REG_1 },
-        Expr::Lookup { set: ALIVE.to_owned(), key: REG_1, into: None },
-        jump("redirect"),
-    ];
-    batch.add_rule(table, "pre", &is_alive).add_rule(table, "out", &is_alive);
+    batch.add_rule(table, LOCAL, &[jump("redirect")]);
+    for (hook, chain) in [("pre", "redirect"), ("out", LOCAL)] {
+        let is_alive = [
+            Expr::Meta { key: Meta::Protocol, into: REG_1 },
+            Expr::Lookup { set: ALIVE.to_owned(), key: REG_1, into: None },
+            jump(chain),
+        ];
+        batch.add_rule(table, hook, &is_alive);
+    }
 }
 
 /// Goes on in another chain.
@@ -239,7 +249,7 @@ fn beat(port: u16) -> Vec<Expr> {
 
 impl Version {
     /// Packets of this family and protocol whose port is 53.
-    fn dns(&self, protocol: u8, port: Field) -> Vec<Expr> {
+    pub(super) fn dns(&self, protocol: u8, port: Field) -> Vec<Expr> {
         let mut rule = meta_is(Meta::Family, &[self.number]).to_vec();
         rule.extend(meta_is(Meta::Protocol, &[protocol]));
         rule.extend(field_is(port, &53u16.to_be_bytes()));
@@ -285,13 +295,13 @@ impl Version {
         let mut rule = self.dns(UDP, Field::DESTINATION_PORT);
         rule.extend(self.look_up(self.destination, self.to, REG_1));
         // Behind the lookup: a host process' query passes here twice, and is known only once.
-        rule.push(Expr::NamedCounter(REWRITTEN.to_owned()));
+        rule.push(self.counter(Stage::Rewritten, UDP));
         rule.extend(self.rewrite(self.destination, REG_1));
         rule
     }
 
     /// The first packets of TCP flows.
-    fn syn(&self) -> Vec<Expr> {
+    pub(super) fn syn(&self) -> Vec<Expr> {
         let mut rule = self.dns(TCP, Field::DESTINATION_PORT);
         rule.extend([
             Expr::Load { field: Field::TCP_FLAGS, into: REG_1 },
@@ -316,7 +326,9 @@ impl Version {
         let mut rule = self.syn();
         rule.extend(self.look_up(self.destination, self.to, REG_4));
         rule.extend(self.flow_key());
-        rule.extend(self.keep_flow());
+        let [write, again, remember, notrack, accept] = self.keep_flow();
+        let counter = self.counter(Stage::Rewritten, TCP);
+        rule.extend([write, again, remember, counter, notrack, accept]);
         rule
     }
 
@@ -334,23 +346,13 @@ impl Version {
     fn answer(&self, protocol: u8) -> Vec<Expr> {
         let mut rule = self.dns(protocol, Field::SOURCE_PORT);
         rule.extend(self.look_up(self.source, self.from, REG_1));
-        if protocol == UDP {
-            rule.push(Expr::NamedCounter(ANSWERED.to_owned()));
-        }
+        rule.push(self.counter(Stage::Answered, protocol));
         rule.extend(self.rewrite(self.source, REG_1));
         rule
     }
 
-    /// Counts what has passed the firewalls: queries by their destination port, responses by their source port.
-    fn count(&self, port: Field) -> Vec<Expr> {
-        let (field, map, counter) = if port == Field::DESTINATION_PORT {
-            (self.destination, self.from, ARRIVED)
-        } else {
-            (self.source, self.to, LEFT)
-        };
-        let mut rule = self.dns(UDP, port);
-        rule.extend(self.look_up(field, map, REG_1));
-        rule.push(Expr::NamedCounter(counter.to_owned()));
-        rule
+    /// Counts in the counter of all that pass here.
+    fn counter(&self, stage: Stage, protocol: u8) -> Expr {
+        Expr::NamedCounter(counts::name(stage, protocol, self, false))
     }
 }

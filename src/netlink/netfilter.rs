@@ -106,16 +106,22 @@ impl Netfilter {
                 Err(error) if error.is_missing() => return Ok(None),
                 other => other?,
             };
-        let count = |answer: &Received| {
-            let body = answer.payload.get(HEAD..)?;
-            let data = find(body, 4)?;
-            Some(Count {
-                bytes: find(data, 1).and_then(read_u64)?,
-                packets: find(data, 2).and_then(read_u64)?,
-                uses: find(body, 5).and_then(read_u32).unwrap_or_default(),
-            })
+        Ok(answers.first().and_then(read_count).map(|(_, count)| count))
+    }
+
+    /// Every named counter of the table; none where it does not exist.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn counters(&mut self, table: &Table) -> Result<Vec<(String, Count)>, NetlinkError> {
+        let mut body = Attributes::default();
+        body.put_text(1, &table.name).put_u32(3, COUNTER);
+        let kind = (message::GET_OBJECT, DUMP);
+        let answers = match self.ask(kind, table.family, &body, "read counters") {
+            Err(error) if error.is_missing() => return Ok(Vec::new()),
+            other => other?,
         };
-        Ok(answers.first().and_then(count))
+        Ok(answers.iter().filter_map(read_count).collect())
     }
 
     /// The keys of a set's living elements, in no order; empty where the set does not exist.
@@ -179,6 +185,18 @@ impl Netfilter {
         let body = with_head(family as u8, 0, body.as_bytes());
         self.0.ask((SUBSYSTEM << 8 | kind, flags), &body, what)
     }
+}
+
+/// A named counter with its name.
+fn read_count(answer: &Received) -> Option<(String, Count)> {
+    let body = answer.payload.get(HEAD..)?;
+    let data = find(body, 4)?;
+    let count = Count {
+        bytes: find(data, 1).and_then(read_u64)?,
+        packets: find(data, 2).and_then(read_u64)?,
+        uses: find(body, 5).and_then(read_u32).unwrap_or_default(),
+    };
+    Some((read_text(find(body, 2)?), count))
 }
 
 /// Writes the batch with its begin and end; the begin has the sequence number `first`.

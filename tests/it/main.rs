@@ -34,6 +34,7 @@ mod privileges;
 mod reload;
 mod renamed;
 mod startup;
+mod starved;
 mod steps;
 mod stubs;
 mod takeover;
