@@ -85,8 +85,10 @@ pub(super) const FAMILIES: &[Version; 2] = &[
     },
 ];
 
-/// The protocols of DNS.
+/// The protocols of DNS: datagrams.
 pub(super) const UDP: u8 = 17;
+
+/// The protocols of DNS: streams.
 pub(super) const TCP: u8 = 6;
 
 /// What differs between IPv4 and IPv6.
