@@ -62,12 +62,9 @@ impl Shares {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// The counter of a source: an IPv4 address, or an IPv6 /64, which one host owns whole.
+    /// The counter of a source, which is one address: a node's pods share one IPv6 /64.
     fn slot(&self, source: IpAddr) -> usize {
-        let hash = match source.to_canonical() {
-            IpAddr::V4(v4) => self.hasher.hash_one(v4.to_bits()),
-            IpAddr::V6(v6) => self.hasher.hash_one(v6.to_bits() >> 64),
-        };
+        let hash = self.hasher.hash_one(source.to_canonical());
         usize::try_from(hash).unwrap_or(usize::MAX) % SLOTS
     }
 }
@@ -101,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cap_per_source_holds_and_a_v6_host_is_one_source() {
+    fn a_cap_per_source_holds_and_pods_of_one_v6_prefix_are_sources_of_their_own() {
         let shares = Shares::new(1000, 10);
         let held = take_all(&shares, "2001:db8::1");
         assert_eq!(held.len(), 10);
-        assert!(shares.take("2001:db8::2".parse().expect("address")).is_none());
-        assert!(shares.take("2001:db8:0:1::2".parse().expect("address")).is_some());
+        assert!(shares.take("2001:db8::2".parse().expect("address")).is_some());
+        assert!(shares.take("::ffff:192.0.2.1".parse().expect("address")).is_some());
     }
 }
