@@ -178,9 +178,9 @@ impl fmt::Display for Way {
 /// A watch on every way.
 pub struct Watches(Vec<(Way, Watch)>);
 
-impl Watches {
+impl Default for Watches {
     /// Nothing was read yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let ways = [true, false].into_iter().flat_map(|are_queries| {
             kinds().map(move |(protocol, version, is_host)| Way {
                 are_queries,
@@ -191,7 +191,9 @@ impl Watches {
         });
         Self(ways.map(|way| (way, Watch::default())).collect())
     }
+}
 
+impl Watches {
     /// Takes a reading; the first way on which a firewall eats everything.
     pub fn eaten(&mut self, counts: &Counts, now: Instant) -> Option<Way> {
         let mut eaten = None;

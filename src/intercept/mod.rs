@@ -146,7 +146,7 @@ impl Intercept {
             ruler,
             desired,
             heartbeat,
-            watches: Watches::new(),
+            watches: Watches::default(),
             backoff: Backoff::default(),
             metrics: start.metrics,
             is_failing: false,
@@ -244,7 +244,7 @@ impl Intercept {
 
     /// Takes the table away: with the firewall in between, every query would be lost.
     fn withdraw(&mut self, way: Way, now: Instant) -> Result<(), InterceptError> {
-        (self.watches, self.desired.reach) = (Watches::new(), Reach::Nothing);
+        (self.watches, self.desired.reach) = (Watches::default(), Reach::Nothing);
         let (again, mender) = (self.backoff.begin(now), way.mender());
         let (asked, private): (Vec<_>, Vec<_>) =
             self.desired.pairs.iter().map(|pair| (pair.asked, pair.private)).unzip();
