@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use nodens::cache::entry::State;
-use nodens::cache::key::KeyBuffer;
+use nodens::cache::key::{KeyBuffer, Lookup};
 use nodens::cache::{Cache, Source};
 use nodens::config;
 use nodens::dns::Qtype;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::InterceptError;
-use super::claims::{hold_error, link_for, remove_idle_link};
+use super::claims::{KUBE_PROXY, hold_error, link_for, remove_idle_link};
 use super::plan::{BindObserved, BindStep, plan_bind};
 use super::socket::Hold;
 use super::table::octets;
@@ -107,6 +107,9 @@ impl Bind {
                     "node-cache made it: stop that first, `kubectl -n kube-system delete daemonset \
                      node-local-dns`, then `ip link del nodelocaldns`"
                         .to_owned()
+                }
+                KUBE_PROXY => {
+                    "leave it there, since kube-proxy balances Services with it (IPVS)".to_owned()
                 }
                 _ => format!("stop its owner, then `ip address del {} dev {link}`", owner.ip),
             };

@@ -257,6 +257,10 @@ pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
     Ok(remove_idle_link(&mut addresses)?)
 }
 
+/// The link on which kube-proxy holds the addresses of all Services where it balances with IPVS: what asks the
+/// cluster DNS while we are not here needs them there.
+pub const KUBE_PROXY: &str = "kube-ipvs0";
+
 /// Says so when a link of this host has an asked address, as node-cache leaves it.
 fn warn_of_owners<'a>(
     addresses: &mut Addresses,
@@ -266,6 +270,9 @@ fn warn_of_owners<'a>(
     let is_asked = |ip: &IpAddr| asked.clone().any(|asked| asked == ip);
     for owner in present.iter().filter(|address| is_asked(&address.ip)) {
         let link = addresses.name(owner.link)?.unwrap_or_default();
+        if link == KUBE_PROXY {
+            continue;
+        }
         tracing::warn!(
             address = %owner.ip, link,
             "an intercepted address is on a link of this host, perhaps node-cache's: when nodens ends, \

@@ -110,13 +110,19 @@ fn what_others_remove_comes_back_within_a_second_and_is_said_once() {
 }
 
 #[test]
-fn an_address_on_node_caches_link_is_refused_with_the_mend() {
+fn an_address_on_the_link_of_another_is_refused_with_the_mend() {
     needs_node!();
-    namespace::inside(|| {
+    refused_because_of("nodelocaldns", "ip link del nodelocaldns");
+    refused_because_of("kube-ipvs0", "leave it there");
+}
+
+/// The daemon in bind mode does not start while `link` has the address, and tells what to do.
+fn refused_because_of(link: &'static str, mend: &'static str) {
+    namespace::inside(move || {
         let (_node, upstream) = (Node::new(), upstream());
-        // A cable stands for its dummy link, which not every kernel has.
-        sh("ip link add nodelocaldns type veth peer name other");
-        sh(&format!("ip address add {}/32 dev nodelocaldns", ASKED[0]));
+        // A cable stands for a dummy link, which not every kernel has.
+        sh(&format!("ip link add {link} type veth peer name other"));
+        sh(&format!("ip address add {}/32 dev {link}", ASKED[0]));
         let place = Place::new();
         let text = format!(
             "listen = [\"127.0.0.1:5399\"]\nupstreams = [\"{}\"]\n[admin]\nlisten = []\nsocket = \"\"\n\
@@ -130,8 +136,8 @@ fn an_address_on_node_caches_link_is_refused_with_the_mend() {
         let status = process.wait(Duration::from_secs(5));
         assert_eq!(status.and_then(|status| status.code()), Some(1), "{}", process.log());
         let log = process.log().replace('\\', "");
-        assert!(log.contains("the link nodelocaldns has it"), "{log}");
-        assert!(log.contains("ip link del nodelocaldns"), "{log}");
+        assert!(log.contains(&format!("the link {link} has it")), "{log}");
+        assert!(log.contains(mend), "{log}");
         assert!(log.contains("intercept.mode = \"takeover\""), "{log}");
         assert_eq!(tables(), Vec::<String>::new());
     });

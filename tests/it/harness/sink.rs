@@ -49,10 +49,17 @@ struct Shared {
     ended: AtomicBool,
 }
 
+/// Both sockets of an address.
+fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?))
+}
+
 impl Sink {
     /// Starts one that treats each query as `script` says.
     pub fn start(script: impl Fn(&Seen) -> Action + Send + Sync + 'static) -> Self {
-        Self::at((Ipv4Addr::LOCALHOST, free_port()).into(), script)
+        // Another test, or a query's source port, may take a free port before we do.
+        let bound = (0..100).find_map(|_| bind((Ipv4Addr::LOCALHOST, free_port()).into()).ok());
+        Self::on(bound.expect("a free port"), script)
     }
 
     /// Starts it on `address`.
@@ -60,14 +67,21 @@ impl Sink {
         address: SocketAddr,
         script: impl Fn(&Seen) -> Action + Send + Sync + 'static,
     ) -> Self {
+        Self::on(bind(address).expect("a free port"), script)
+    }
+
+    /// Starts it on sockets of one address.
+    fn on(
+        (udp, tcp): (UdpSocket, TcpListener),
+        script: impl Fn(&Seen) -> Action + Send + Sync + 'static,
+    ) -> Self {
+        let address = udp.local_addr().expect("a bound socket");
         let shared = Arc::new(Shared {
             script: Box::new(script),
             seen: Mutex::default(),
             ended: AtomicBool::new(false),
         });
-        let udp = UdpSocket::bind(address).expect("a free port");
         udp.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
-        let tcp = TcpListener::bind(address).expect("a free port");
         tcp.set_nonblocking(true).expect("a listener that does not block");
         let (for_udp, for_tcp) = (Arc::clone(&shared), Arc::clone(&shared));
         let threads = vec![
