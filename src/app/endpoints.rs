@@ -229,8 +229,13 @@ mod tests {
         let ports = config.upstream_ports.clone();
         let upstreams = Arc::new(Upstreams::new(ports, 0, Arc::clone(&metrics)));
         let ours = SocketAddr::from(([192, 0, 2, 9], DNS_PORT));
-        let listen =
-            vec![Listen { address: ours, device: None, required: true, is_intercepted: false }];
+        let listen = vec![Listen {
+            address: ours,
+            device: None,
+            required: true,
+            is_intercepted: false,
+            is_led_to: false,
+        }];
         let probe = Arc::clone(upstreams.loop_probe());
         let feed = Arc::new(Feed { upstreams, listen });
         let maker = Maker {

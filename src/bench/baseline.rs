@@ -114,10 +114,15 @@ fn check_load(new: &Report, old: &Report) -> Result<(), BaselineError> {
     let rate =
         |report: &Report| report.load.wanted_qps.map_or(String::new(), |rate| format!("{rate}/s"));
     let sockets = |report: &Report| format!("{:?}", report.load.sockets);
+    let in_flight = |report: &Report| format!("{:?}", report.load.in_flight);
+    let search = |report: &Report| format!("{:?}, ndots {}", report.load.search, report.load.ndots);
     let facts = [
         ("model", old.load.model.clone(), new.load.model.clone()),
         ("loop", old.load.r#loop.clone(), new.load.r#loop.clone()),
         ("rate", rate(old), rate(new)),
+        ("in flight", in_flight(old), in_flight(new)),
+        ("resolver", old.load.resolver.clone(), new.load.resolver.clone()),
+        ("search list", search(old), search(new)),
         ("kept sockets", sockets(old), sockets(new)),
     ];
     match facts.into_iter().find(|(_, old, new)| old != new) {
@@ -247,6 +252,10 @@ mod tests {
         old.load.wanted_qps = Some(10.0);
         let error = compare(&new, &old, &[Metric::P50], 0.1).expect_err("another rate").to_string();
         assert!(error.contains("rate: 10/s then, 1000/s now"), "{error}");
+        let (new, mut old) = (report(), report());
+        old.load.search = vec!["svc.cluster.local".to_owned()];
+        let error = compare(&new, &old, &[Metric::P50], 0.1).expect_err("other names").to_string();
+        assert!(error.contains("search list"), "{error}");
         let text = serde_json::to_string(&report()).expect("JSON");
         assert_eq!(read(&text).expect("our own").servers.len(), 1);
         let other = text.replace(SCHEMA, "nodens-bench/99");

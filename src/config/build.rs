@@ -67,6 +67,7 @@ fn read_listen(reader: &mut Reader<'_, '_>, host: &Host) -> Vec<Listen> {
             device: None,
             required: false,
             is_intercepted: false,
+            is_led_to: false,
         };
         return host::LOOPBACK.map(default).into();
     };
@@ -97,7 +98,13 @@ fn read_listen_item(item: &Written, host: &Host) -> Result<Listen, Fault> {
     let table = match &item.value {
         Value::Text(text) => {
             let address = address(text)?;
-            return Ok(Listen { address, device: None, required: true, is_intercepted: false });
+            return Ok(Listen {
+                address,
+                device: None,
+                required: true,
+                is_intercepted: false,
+                is_led_to: false,
+            });
         }
         Value::Table(table) => table,
         other => return Err(reader::wrong_kind(other, "an address, or { address, device }")),
@@ -110,6 +117,7 @@ fn read_listen_item(item: &Written, host: &Host) -> Result<Listen, Fault> {
         device: device.map(read_device).transpose()?,
         required: read_required(table)?,
         is_intercepted: false,
+        is_led_to: false,
     })
 }
 

@@ -73,6 +73,7 @@ impl Intercept {
             device: None,
             required: true,
             is_intercepted: true,
+            is_led_to: false,
         };
         taken.iter().filter(is_ours).map(listen).collect()
     }

@@ -46,7 +46,7 @@ pub const KEYS: &[Key] = &[
     key("serve.receive_buffer", Kind::Text, "\"4MiB\"", "SO_RCVBUF of each UDP socket"),
     key("serve.send_buffer", Kind::Text, "\"1MiB\"", "SO_SNDBUF of each UDP socket"),
     key("serve.udp_payload", Kind::Integer, "1232", "largest UDP response in bytes"),
-    key("serve.max_in_flight", Kind::Integer, "4096", "queries being resolved at one time; more are shed fairly per source"),
+    key("serve.max_in_flight", Kind::Integer, "4096", "queries being resolved at one time, shared fairly by sources; more wait for up to 4 s (UDP) or are shed"),
     key("serve.tcp_connections", Kind::Integer, "4096", "TCP connections at one time"),
     key("serve.tcp_connections_per_source", Kind::Integer, "256", "TCP connections of one source address"),
     key("serve.tcp_pipeline", Kind::Integer, "64", "queries of one TCP connection worked on at one time"),

@@ -58,7 +58,13 @@ mod tests {
     fn listen(text: &str) -> Listen {
         let (address, device) = text.split_once('@').map_or((text, None), |(a, d)| (a, Some(d)));
         let address = address.parse().expect("an address");
-        Listen { address, device: device.map(str::to_owned), required: true, is_intercepted: false }
+        Listen {
+            address,
+            device: device.map(str::to_owned),
+            required: true,
+            is_intercepted: false,
+            is_led_to: false,
+        }
     }
 
     #[test]

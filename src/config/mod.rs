@@ -77,6 +77,8 @@ pub struct Listen {
     pub required: bool,
     /// What comes here was sent to an intercepted address.
     pub is_intercepted: bool,
+    /// Nothing but the intercept's table leads here, so that no new connection comes once it lets go.
+    pub is_led_to: bool,
 }
 
 /// An address prefix.
@@ -107,7 +109,7 @@ pub struct Serve {
     pub send_buffer: usize,
     /// The largest UDP response, in bytes (512 to 4096; default 1232).
     pub udp_payload: u16,
-    /// Queries being resolved at one time, over all front ends; more are shed fairly per source.
+    /// Queries being resolved at one time, over all front ends, shared fairly by sources; more wait or are shed.
     pub max_in_flight: usize,
     pub tcp_connections: usize,
     pub tcp_connections_per_source: usize,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::InterceptError;
-use super::claims::{KUBE_PROXY, hold_error, link_for, remove_idle_link};
+use super::claims::{IPVS, hold_error, link_for, remove_idle_link};
 use super::plan::{BindObserved, BindStep, plan_bind};
 use super::socket::Hold;
 use super::table::octets;
@@ -108,7 +108,7 @@ impl Bind {
                      node-local-dns`, then `ip link del nodelocaldns`"
                         .to_owned()
                 }
-                KUBE_PROXY => {
+                IPVS => {
                     "leave it there, since kube-proxy balances Services with it (IPVS)".to_owned()
                 }
                 _ => format!("stop its owner, then `ip address del {} dev {link}`", owner.ip),
@@ -125,6 +125,7 @@ impl Bind {
             device: None,
             required: true,
             is_intercepted: true,
+            is_led_to: false,
         };
         self.unserved.iter().map(listen).collect()
     }

@@ -128,6 +128,7 @@ impl Claims {
             device: None,
             required: true,
             is_intercepted: true,
+            is_led_to: true,
         };
         let unserved = self.pairs.iter().filter(|pair| self.unserved.contains(&pair.private));
         unserved.map(listen).collect()
@@ -259,7 +260,7 @@ pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
 
 /// The link on which kube-proxy holds the addresses of all Services where it balances with IPVS: what asks the
 /// cluster DNS while we are not here needs them there.
-pub const KUBE_PROXY: &str = "kube-ipvs0";
+pub const IPVS: &str = "kube-ipvs0";
 
 /// Says so when a link of this host has an asked address, as node-cache leaves it.
 fn warn_of_owners<'a>(
@@ -270,7 +271,7 @@ fn warn_of_owners<'a>(
     let is_asked = |ip: &IpAddr| asked.clone().any(|asked| asked == ip);
     for owner in present.iter().filter(|address| is_asked(&address.ip)) {
         let link = addresses.name(owner.link)?.unwrap_or_default();
-        if link == KUBE_PROXY {
+        if link == IPVS {
             continue;
         }
         tracing::warn!(

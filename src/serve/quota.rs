@@ -41,20 +41,34 @@ impl Shares {
 
     /// Takes one unit for `source`; `None` when its share is used up.
     pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+        self.take_of_part(source, 1)
+    }
+
+    /// As [`Shares::take`], where a source's share is only the `part`th of what it may have.
+    pub fn take_of_part(self: &Arc<Self>, source: IpAddr, part: usize) -> Option<Share> {
         let share = self.take_beyond(source);
         let total = self.total.load(Ordering::Relaxed).saturating_sub(1);
         let held = self.held[share.slot].load(Ordering::Relaxed).saturating_sub(1);
         let free = self.limit.saturating_sub(total);
         // A source that holds nothing needs one free unit only.
-        (held < free.min(self.per_source)).then_some(share)
+        (held * part < free.min(self.per_source)).then_some(share)
     }
 
     /// Takes one unit although none is left; for one that replaces another which is being given back.
     pub fn take_beyond(self: &Arc<Self>, source: IpAddr) -> Share {
-        let slot = self.slot(source);
+        self.take_slot(self.slot(source))
+    }
+
+    /// Takes one unit for the sources of a counter.
+    fn take_slot(self: &Arc<Self>, slot: usize) -> Share {
         self.total.fetch_add(1, Ordering::Relaxed);
         self.held[slot].fetch_add(1, Ordering::Relaxed);
         Share { shares: Arc::clone(self), slot }
+    }
+
+    /// Tells whether nothing is left for anybody.
+    pub fn is_used_up(&self) -> bool {
+        self.taken() >= self.limit
     }
 
     /// Units that are taken.
@@ -66,6 +80,13 @@ impl Shares {
     fn slot(&self, source: IpAddr) -> usize {
         let hash = self.hasher.hash_one(source.to_canonical());
         usize::try_from(hash).unwrap_or(usize::MAX) % SLOTS
+    }
+}
+
+impl Share {
+    /// One unit more for the same source, although none may be left.
+    pub fn another(&self) -> Self {
+        self.shares.take_slot(self.slot)
     }
 }
 

@@ -104,7 +104,7 @@ impl Acceptors {
             let workers = self.workers.clone();
             worker.spawn(async move {
                 server.accept(&listener, &workers, &pulse).await;
-                match server.is_intercepted {
+                match listen.is_led_to {
                     true => {
                         server.accept_what_was_begun(&listener, &workers, (&pulse, owed)).await;
                     }
@@ -174,8 +174,8 @@ impl Server {
         }
     }
 
-    /// Accepts at an intercepted address as long as we live: no new connection is led here any more, and those
-    /// that are being set up would be reset. They are owed for a while.
+    /// Accepts as long as we live where no new connection is led to any more: those that are being set up would
+    /// be reset. They are owed for a while.
     async fn accept_what_was_begun(
         self: &Arc<Self>,
         listener: &TcpListener,

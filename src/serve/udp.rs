@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
+use tokio::time::timeout_at;
 
 use super::Runners;
 use super::batch::{BATCH, DATAGRAM, Inbox, Outbox, Peer};
@@ -203,11 +204,15 @@ impl Serve {
         let out = &mut self.outbox.slot()[..limit];
         let mut facts = self.front.answer(&look, wire, now, out);
         match &look {
-            Look::Miss(view) => match self.front.in_flight.take(source.ip()) {
-                Some(share) => self.misses.push((self.miss(i, socket, now), share)),
-                None if self.room.has_place() => self.room.put(self.miss(i, socket, now)),
-                None => facts = Some(self.front.shed(view, wire.len(), out)),
-            },
+            Look::Miss(view) => {
+                match self.front.in_flight.take_of_part(source.ip(), self.room.part()) {
+                    Some(share) => self.misses.push((self.miss(i, socket, now), share)),
+                    None if self.room.admits(wire.len()) => {
+                        self.room.put(self.miss(i, socket, now))
+                    }
+                    None => facts = Some(self.front.shed(view, wire.len(), out)),
+                }
+            }
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
                 let (resolver, query) = (Arc::clone(&self.front.resolver), view.to_query());
                 self.worker.spawn(async move { resolver.prefetch(query) });
@@ -229,13 +234,15 @@ impl Serve {
     fn miss(&self, i: usize, socket: &Arc<UdpSocket>, received: Instant) -> Miss {
         Miss {
             wire: SmallVec::from_slice(self.inbox.datagram(i)),
-            peer: *self.inbox.peer(i),
-            socket: Arc::clone(socket),
             handler: Arc::clone(&self.handler),
-            departures: self.departures.clone(),
             received,
             deadline: None,
-            owed: self.shutdown.owe(),
+            back: Back {
+                peer: *self.inbox.peer(i),
+                socket: Arc::clone(socket),
+                departures: self.departures.clone(),
+                owed: self.shutdown.owe(),
+            },
         }
     }
 
@@ -258,13 +265,18 @@ pub type Job = (Miss, Share);
 pub struct Miss {
     /// Nearly every query fits: what one thread allocates and another frees costs both of them.
     wire: SmallVec<[u8; USUAL_LEN]>,
+    handler: Arc<Handler>,
+    pub received: Instant,
+    /// Of a query that had to wait: until then it is owed a response of any kind.
+    pub deadline: Option<Instant>,
+    back: Back,
+}
+
+/// The way back to who asked.
+struct Back {
     peer: Peer,
     socket: Arc<UdpSocket>,
-    handler: Arc<Handler>,
     departures: Departures,
-    pub received: Instant,
-    /// Of a query that had to wait: when its stub resolver will have asked again.
-    pub deadline: Option<Instant>,
     /// Given back when the response is sent.
     owed: Owed,
 }
@@ -272,40 +284,48 @@ pub struct Miss {
 impl Miss {
     /// Who asks.
     pub fn source(&self) -> SocketAddr {
-        self.peer.source()
+        self.back.peer.source()
     }
 
     /// Resolves the query and leaves its response to be sent.
     pub async fn resolve((miss, share): Job) {
-        let (source, carrier) = (miss.source(), Carrier::Datagram);
-        let answer = handler::handle(&miss.handler, &miss.wire, source, carrier, miss.received);
-        let response = match miss.deadline {
-            None => answer.await,
-            // Boxed: few have had to wait.
-            Some(deadline) => {
-                match Box::pin(tokio::time::timeout_at(deadline.into(), answer)).await {
-                    Ok(response) => response,
-                    Err(_) => return miss.shed(share),
-                }
+        let source = miss.source();
+        let Self { wire, handler, received, deadline, back } = miss;
+        let answer = handler::handle(&handler, &wire, source, Carrier::Datagram, received);
+        let Some(deadline) = deadline else {
+            if let Some(response) = answer.await {
+                back.depart(response, share);
             }
+            return;
         };
-        if let Some(response) = response {
-            miss.depart(response, share);
+        // Boxed: few have had to wait.
+        let mut answer = Box::pin(answer);
+        match timeout_at(deadline.into(), answer.as_mut()).await {
+            Ok(Some(response)) => back.depart(response, share),
+            Ok(None) => {}
+            Err(_) => {
+                if let Some(response) = handler::shed(&handler, &wire, source, received) {
+                    back.depart(response, share.another());
+                }
+                // The exchange goes on: others may wait for it, and the cache wants what comes of it.
+                drop(answer.await);
+            }
         }
     }
 
     /// Says that too many queries are in flight.
     pub fn shed(self, share: Share) {
-        if let Some(response) =
-            handler::shed(&self.handler, &self.wire, self.source(), self.received)
-        {
-            self.depart(response, share);
+        let (source, Self { wire, handler, received, back, .. }) = (self.source(), self);
+        if let Some(response) = handler::shed(&handler, &wire, source, received) {
+            back.depart(response, share);
         }
     }
+}
 
+impl Back {
     /// Leaves the response to be sent.
     fn depart(self, response: Vec<u8>, share: Share) {
-        let Self { peer, socket, departures, owed, .. } = self;
+        let Self { peer, socket, departures, owed } = self;
         departures.push(Departure { response: (peer, response), socket, _held: (share, owed) });
     }
 }
@@ -357,6 +377,7 @@ mod tests {
             device: None,
             required: true,
             is_intercepted: false,
+            is_led_to: false,
         };
         let socket = Arc::new(UdpSocket::bind(&listen, &config.serve).expect("a free port"));
         let address = socket.local_address().expect("bound");

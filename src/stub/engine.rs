@@ -82,8 +82,7 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
                 self.course.unfinished = self.live;
                 return;
             }
-            let nearest =
-                self.deadlines.front().map(|(at, _, _)| *at).into_iter().chain(next).min();
+            let nearest = self.first_deadline().into_iter().chain(next).min();
             if next.is_some() {
                 self.rack.make_ready(self.load, self.turn);
             }
@@ -326,16 +325,21 @@ impl<F: FnMut(&Done)> Engine<'_, F> {
 
     /// Lets the time of all that waited long enough be over.
     fn time_out(&mut self) {
+        while self.first_deadline().is_some_and(|at| at <= self.now) {
+            let Some((_, index, _)) = self.deadlines.pop_front() else { return };
+            self.expire(index);
+        }
+    }
+
+    /// When the patience of the first lookup that still waits ends; those that wait no more are forgotten.
+    fn first_deadline(&mut self) -> Option<Instant> {
         while let Some((at, index, timer)) = self.deadlines.front().copied() {
-            if at > self.now {
-                return;
+            if self.flights.get(index).is_some_and(|one| one.is_live && one.timer == timer) {
+                return Some(at);
             }
             self.deadlines.pop_front();
-            let is_same = |flight: &&Flight| flight.is_live && flight.timer == timer;
-            if self.flights.get(index).filter(is_same).is_some() {
-                self.expire(index);
-            }
         }
+        None
     }
 
     /// Goes on with a lookup whose time is over.

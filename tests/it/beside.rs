@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bench::{dnsperf, number, quantile, report, turn};
+use crate::harness::namespace;
 use crate::harness::process::{Process, command};
 use crate::harness::unbound::Unbound;
 use crate::harness::{Knot, Place, Setup, needs, until};
@@ -268,6 +269,12 @@ fn compare(name: &str, server: SocketAddr, qps: u32, (rounds, seconds): (u32, u3
 fn on_loopback_the_bench_says_what_the_wire_says_at_the_rate_that_dnsperf_keeps() {
     let _turn = turn();
     needs!("dnsperf", "knotd", "unbound", "tcpdump", "taskset", "nice");
+    // Where nobody else is on the wire.
+    namespace::inside(loopback);
+}
+
+/// Compares at each server and rate.
+fn loopback() {
     let knot = Knot::start();
     let unbound = Unbound::before(knot.address);
     let nodens = Setup::towards(knot.address).start();

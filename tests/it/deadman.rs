@@ -74,8 +74,8 @@ fn one_thread_that_hangs_makes_all_fall_open_and_is_named() {
             );
             let open = since.elapsed();
             println!("{name} held: open after {open:?}");
-            // The switch goes off within 1 s; a query in the black hole waits 100 ms.
-            assert!(open <= Duration::from_millis(1100), "{name}: open after {open:?}");
+            // The switch goes off within 1 s; a query in the black hole waits 100 ms, and threads wake late.
+            assert!(open <= Duration::from_millis(1200), "{name}: open after {open:?}");
             // Until the heartbeat has noticed it, too.
             std::thread::sleep(Duration::from_millis(700));
             drop(held);
