@@ -175,7 +175,8 @@ impl Bind {
         self.netfilter.apply(&batch)?;
         for step in &steps {
             if let BindStep::AddAddress(ip) = step {
-                self.addresses.give(self.link, *ip)?;
+                let given = self.addresses.give(self.link, *ip);
+                given.map_err(|error| InterceptError::of_address(*ip, error))?;
             }
         }
         Ok(steps.len())

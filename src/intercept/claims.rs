@@ -26,7 +26,8 @@ pub struct Claims {
     link: u32,
     /// What shall be taken.
     pairs: BTreeSet<Pair>,
-    /// Served, but not asked for now, the oldest first: flows and responses of theirs may go on.
+    /// Held, but not asked for now, the oldest first. Flows and responses of theirs may go on; those that a
+    /// failed change leaves nobody serves yet, and the next change takes them first.
     spares: Vec<Pair>,
     /// Private addresses that nobody serves yet.
     unserved: BTreeSet<IpAddr>,
@@ -74,7 +75,8 @@ impl Claims {
             pairs.insert(pair);
         }
         for pair in &pairs {
-            self.add(pair.private)?;
+            let added = self.add(pair.private);
+            added.map_err(|error| InterceptError::of_address(pair.private, error))?;
         }
         let released = self.pairs.difference(&pairs).copied();
         self.spares.extend(released.collect::<Vec<_>>());

@@ -205,4 +205,11 @@ impl Watches {
         }
         eaten
     }
+
+    /// Begins anew with another table; the ways on which everything was eaten are suspected further on.
+    pub fn restart(&mut self) {
+        for (_, watch) in &mut self.0 {
+            watch.restart();
+        }
+    }
 }

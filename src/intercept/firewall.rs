@@ -5,28 +5,45 @@ use std::time::{Duration, Instant};
 /// So many rewritten packets without one that arrived are no accident.
 const ENOUGH: u64 = 20;
 
+/// So many are none where they were eaten before, and nothing has passed since.
+const ENOUGH_AGAIN: u64 = 3;
+
 /// How long what was rewritten may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Within what time that many must be lost: a pod that may not ask loses a few now and then.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// Compares two counters: what was rewritten, and what of it passed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Watch {
-    /// The counters when something last passed, and when that was.
+    /// The counters when something last passed or a window began, and when that was.
     base: Option<(u64, u64, Instant)>,
+    /// It was eaten, and nothing has passed since.
+    is_suspect: bool,
 }
 
 impl Watch {
-    /// Takes a reading; tells whether at least 20 were eaten, and nothing passed for 2 s.
+    /// Takes a reading; tells whether nothing passed for 2 s, and at least 20 were eaten within 10 s: 3 where
+    /// it was eaten before.
     pub fn is_eaten(&mut self, rewritten: u64, passed: u64, now: Instant) -> bool {
-        match self.base {
-            Some((begun, seen, since)) if passed == seen && rewritten > begun => {
-                rewritten - begun >= ENOUGH && now.saturating_duration_since(since) >= PATIENCE
-            }
-            _ => {
-                self.base = Some((rewritten, passed, now));
-                false
-            }
+        self.is_suspect &= self.base.is_none_or(|(_, seen, _)| passed <= seen);
+        let enough = if self.is_suspect { ENOUGH_AGAIN } else { ENOUGH };
+        let lost = self.base.and_then(|(begun, seen, since)| {
+            let age = now.saturating_duration_since(since);
+            let is_quiet = passed == seen && rewritten > begun && age <= WINDOW;
+            is_quiet.then(|| rewritten - begun >= enough && age >= PATIENCE)
+        });
+        if lost.is_none() {
+            self.base = Some((rewritten, passed, now));
         }
+        self.is_suspect |= lost == Some(true);
+        lost == Some(true)
+    }
+
+    /// Begins anew with other counters; what was eaten before is suspected further on.
+    pub fn restart(&mut self) {
+        self.base = None;
     }
 }
 
@@ -77,6 +94,9 @@ mod tests {
             &[(0, 0, 0, false), (1, 30, 0, false), (3, 40, 1, false), (6, 60, 1, true)],
             &[(0, 100, 0, false), (1, 110, 0, false), (9, 119, 0, false), (10, 120, 0, true)],
             &[(0, 0, 0, false), (9, 0, 0, false), (10, 30, 0, false), (11, 30, 0, true)],
+            // One every half second is enough, one a second is not.
+            &[(0, 0, 0, false), (5, 10, 0, false), (10, 20, 0, true)],
+            &[(0, 0, 0, false), (10, 10, 0, false), (11, 11, 0, false), (20, 20, 0, false)],
         ] {
             let mut watch = Watch::default();
             for (second, rewritten, passed, eaten) in readings {
@@ -85,6 +105,35 @@ mod tests {
                 assert_eq!(found, *eaten, "at {second} s of {readings:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_few_lost_over_hours_are_no_firewall() {
+        let (start, mut watch) = (crate::clock::now(), Watch::default());
+        for half in 0..2 * 3600 {
+            // One SYN a minute, and nobody else asks that way.
+            let now = start + Duration::from_millis(500 * half);
+            assert!(!watch.is_eaten(half / 120, 0, now), "{} lost", half / 120);
+        }
+    }
+
+    #[test]
+    fn what_was_eaten_before_is_found_out_by_three_until_something_passes() {
+        let start = crate::clock::now();
+        let eaten = |watch: &mut Watch, second, rewritten, passed| {
+            watch.is_eaten(rewritten, passed, start + Duration::from_secs(second))
+        };
+        let mut watch = Watch::default();
+        assert!(!eaten(&mut watch, 0, 0, 0) && eaten(&mut watch, 2, 20, 0));
+        for second in [100, 200] {
+            watch.restart();
+            assert!(!eaten(&mut watch, second, 0, 0) && !eaten(&mut watch, second + 2, 2, 0));
+            assert!(eaten(&mut watch, second + 3, 3, 0), "at {second} s");
+        }
+        watch.restart();
+        assert!(!eaten(&mut watch, 300, 0, 0) && !eaten(&mut watch, 301, 1, 1));
+        assert!(!eaten(&mut watch, 304, 20, 1), "one has passed");
+        assert!(eaten(&mut watch, 305, 21, 1));
     }
 
     #[test]

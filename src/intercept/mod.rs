@@ -80,9 +80,15 @@ impl From<NetlinkError> for InterceptError {
     fn from(error: NetlinkError) -> Self {
         match error {
             error if error.is_permission() => Self::NotPermitted { capability: "CAP_NET_ADMIN" },
-            error if error.is_disabled_ipv6() => Self::NoIpv6,
             error => Self::Netlink(error),
         }
+    }
+}
+
+impl InterceptError {
+    /// Why a link was not given this address. That IPv6 is disabled is said in the same word as other refusals.
+    fn of_address(ip: IpAddr, error: NetlinkError) -> Self {
+        if ip.is_ipv6() && error.is_denied() { Self::NoIpv6 } else { error.into() }
     }
 }
 
@@ -244,7 +250,8 @@ impl Intercept {
 
     /// Takes the table away: with the firewall in between, every query would be lost.
     fn withdraw(&mut self, way: Way, now: Instant) -> Result<(), InterceptError> {
-        (self.watches, self.desired.reach) = (Watches::default(), Reach::Nothing);
+        self.watches.restart();
+        self.desired.reach = Reach::Nothing;
         let (again, mender) = (self.backoff.begin(now), way.mender());
         let (asked, private): (Vec<_>, Vec<_>) =
             self.desired.pairs.iter().map(|pair| (pair.asked, pair.private)).unzip();
@@ -298,6 +305,8 @@ impl Intercept {
     pub fn leave(mut self) {
         drop(self.heartbeat);
         self.desired.reach = Reach::Nothing;
+        // Who leaves mends nothing: what is missing of the net below may have been cleaned up.
+        self.desired.below.clear();
         let observed = self.ruler.observe(&mut self.claims);
         let left = observed.and_then(|observed| {
             self.ruler.apply(&plan(&self.desired, &observed), &mut self.claims)
@@ -321,4 +330,21 @@ pub fn clean_up(private: &[Network]) -> Result<(), InterceptError> {
     netfilter.apply(&batch)?;
     bind::collect(&mut Addresses::open()?, &mut netfilter)?;
     claims::clean_up(private)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_means_no_ipv6_only_where_an_ipv6_address_was_to_be_added() {
+        let denied = || NetlinkError::Io(io::Error::from_raw_os_error(libc::EACCES));
+        let of = |ip: &str| InterceptError::of_address(ip.parse().expect("an address"), denied());
+        assert!(matches!(of("2001:db8::1"), InterceptError::NoIpv6));
+        assert!(matches!(of("192.0.2.1"), InterceptError::Netlink(_)));
+        assert!(matches!(denied().into(), InterceptError::Netlink(_)), "rules, links, lists");
+        let no_right = NetlinkError::Io(io::Error::from_raw_os_error(libc::EPERM));
+        let no_right = InterceptError::of_address(std::net::Ipv6Addr::LOCALHOST.into(), no_right);
+        assert!(matches!(no_right, InterceptError::NotPermitted { .. }));
+    }
 }

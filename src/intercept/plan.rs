@@ -81,9 +81,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
     let missing = |pair: &&Pair| !observed.addresses.contains(&pair.private);
     let addresses = desired.pairs.iter().filter(missing).map(|pair| Step::AddAddress(pair.private));
     // Only where it is missing: two instances that know different endpoints must not fight over it.
-    let below =
-        desired.reach == Reach::Everything && !observed.has_below && !desired.below.is_empty();
+    // While nothing is taken, 169.254.20.10 lives by it alone.
+    let below = desired.reach != Reach::Owed && !observed.has_below && !desired.below.is_empty();
     let below = below.then(|| Step::MakeBelow(desired.below.clone()));
+    if desired.reach == Reach::Nothing {
+        let removed = observed.table.as_ref().map(|_| Step::RemoveTable);
+        return removed.into_iter().chain(below).collect();
+    }
     let addresses = addresses.chain(below);
     match (&observed.table, desired.reach) {
         (None, Reach::Everything) => {
@@ -93,9 +97,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
         (Some(table), Reach::Owed) if table.takes_queries => {
             addresses.chain([Step::StopTaking]).collect()
         }
-        (_, Reach::Owed) => addresses.collect(),
-        (Some(_), Reach::Nothing) => vec![Step::RemoveTable],
-        (None, Reach::Nothing) => Vec::new(),
+        (_, Reach::Owed | Reach::Nothing) => addresses.collect(),
     }
 }
 
@@ -222,6 +224,10 @@ mod tests {
         assert_eq!(plan(&desired, &flushed), [Step::MakeBelow(desired.below.clone())]);
         desired.reach = Reach::Owed;
         assert_eq!(plan(&desired, &flushed), [Step::StopTaking], "who leaves mends nothing");
+        desired.reach = Reach::Nothing;
+        let made = Step::MakeBelow(desired.below.clone());
+        assert_eq!(plan(&desired, &Observed::default()), [made.clone()], "who withdrew mends it");
+        assert_eq!(plan(&desired, &flushed), [Step::RemoveTable, made]);
     }
     #[test]
     fn binding_makes_rules_before_addresses_and_nothing_twice() {

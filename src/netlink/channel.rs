@@ -60,8 +60,9 @@ impl NetlinkError {
         self.number() == Some(libc::EPERM)
     }
 
-    /// Tells whether IPv6 is disabled where its object was to be.
-    pub fn is_disabled_ipv6(&self) -> bool {
+    /// Tells whether access was denied: by a security module, or since IPv6 is disabled where an address of it
+    /// was to be.
+    pub fn is_denied(&self) -> bool {
         self.number() == Some(libc::EACCES)
     }
 
