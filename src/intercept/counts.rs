@@ -26,6 +26,8 @@ const LO: u32 = 1;
 pub enum Stage {
     /// Queries: datagrams and SYNs.
     Rewritten,
+    /// SYNs of this host's processes that take the ordinary path after all, since no more flows are remembered.
+    GivenBack,
     /// Those of them that passed every firewall on their way in.
     Arrived,
     /// Packets of responses.
@@ -36,16 +38,23 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in a packet's order.
-    const ALL: [Self; 4] = [Self::Rewritten, Self::Arrived, Self::Answered, Self::Left];
+    const ALL: [Self; 5] =
+        [Self::Rewritten, Self::GivenBack, Self::Arrived, Self::Answered, Self::Left];
 
     /// The first word of its counters' names.
     fn word(self) -> &'static str {
         match self {
             Self::Rewritten => "rewritten",
+            Self::GivenBack => "given-back",
             Self::Arrived => "arrived",
             Self::Answered => "answered",
             Self::Left => "left",
         }
+    }
+
+    /// Tells whether such packets are counted here. Of pods, only those are rewritten that are not given back.
+    fn counts(self, protocol: u8, is_host: bool) -> bool {
+        self != Self::GivenBack || (protocol == TCP && is_host)
     }
 }
 
@@ -67,7 +76,7 @@ fn kinds() -> impl Iterator<Item = (u8, &'static Version, bool)> {
 /// Makes the counters.
 pub fn add_counters(batch: &mut Batch, table: &Table) {
     for stage in Stage::ALL {
-        for (protocol, version, is_host) in kinds() {
+        for (protocol, version, is_host) in kinds().filter(|kind| stage.counts(kind.0, kind.2)) {
             batch.add_counter(table, &name(stage, protocol, version, is_host));
         }
     }
@@ -86,16 +95,23 @@ pub fn add_rules(batch: &mut Batch, table: &Table) {
     }
 }
 
+/// Writes the rules that count what comes back from the rewriting, behind it in `LOCAL`.
+pub fn add_rules_behind(batch: &mut Batch, table: &Table) {
+    for version in FAMILIES {
+        batch.add_rule(table, LOCAL, &rule(Stage::GivenBack, TCP, version, true));
+    }
+}
+
 /// Counts one kind of packets. In `LOCAL` nobody else's pass.
 fn rule(stage: Stage, protocol: u8, version: &Version, is_host: bool) -> Vec<Expr> {
     let (field, set, into) = match stage {
-        Stage::Rewritten => (version.destination, version.to, Some(REG_1)),
+        Stage::Rewritten | Stage::GivenBack => (version.destination, version.to, Some(REG_1)),
         Stage::Arrived => (version.destination, version.from, Some(REG_1)),
         Stage::Answered => (version.source, version.from, Some(REG_1)),
         Stage::Left => (version.source, version.asked, None),
     };
     let link = match stage {
-        Stage::Rewritten => None,
+        Stage::Rewritten | Stage::GivenBack => None,
         Stage::Arrived => Some(Meta::InInterface),
         Stage::Answered | Stage::Left => Some(Meta::OutInterface),
     };
@@ -109,7 +125,7 @@ fn rule(stage: Stage, protocol: u8, version: &Version, is_host: bool) -> Vec<Exp
         ]);
     }
     rule.extend(match (stage, protocol) {
-        (Stage::Rewritten | Stage::Arrived, TCP) => version.syn(),
+        (Stage::Rewritten | Stage::GivenBack | Stage::Arrived, TCP) => version.syn(),
         (Stage::Rewritten | Stage::Arrived, _) => version.dns(protocol, Field::DESTINATION_PORT),
         _ => version.dns(protocol, Field::SOURCE_PORT),
     });
@@ -155,7 +171,8 @@ impl Way {
             false => [Stage::Answered, Stage::Left],
         };
         let of = |stage, is_host| counts.of(&name(stage, self.protocol, self.version, is_host));
-        let host = of(stages[0], true);
+        let given_back = if self.are_queries { of(Stage::GivenBack, true) } else { 0 };
+        let host = of(stages[0], true).saturating_sub(given_back);
         let before = if self.is_host { host } else { of(stages[0], false).saturating_sub(host) };
         [before, of(stages[1], self.is_host)]
     }
@@ -211,5 +228,33 @@ impl Watches {
         for (_, watch) in &mut self.0 {
             watch.restart();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syns_that_were_given_back_starve_nobody_and_hide_nobody() {
+        let start = crate::clock::now();
+        let look = |watches: &mut Watches, second, counted: [u64; 3]| {
+            let names = ["rewritten-tcp4-host", "given-back-tcp4-host", "rewritten-tcp4"];
+            let names = names.into_iter().map(str::to_owned);
+            let way = watches.eaten(
+                &Counts(names.zip(counted).collect()),
+                start + std::time::Duration::from_secs(second),
+            );
+            way.map(|way| way.to_string())
+        };
+        let mut watches = Watches::default();
+        assert_eq!(look(&mut watches, 0, [0; 3]), None);
+        assert_eq!(look(&mut watches, 3, [90, 90, 0]), None, "all took the ordinary path");
+        let pods = Some("TCP queries of pods by IPv4".to_owned());
+        assert_eq!(look(&mut watches, 6, [90, 90, 20]), pods);
+        let host = Some("TCP queries of this host's processes by IPv4".to_owned());
+        let mut watches = Watches::default();
+        assert_eq!(look(&mut watches, 0, [90, 90, 0]), None);
+        assert_eq!(look(&mut watches, 3, [110, 90, 20]), host);
     }
 }

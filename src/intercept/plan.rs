@@ -224,11 +224,21 @@ mod tests {
         assert_eq!(plan(&desired, &flushed), [Step::MakeBelow(desired.below.clone())]);
         desired.reach = Reach::Owed;
         assert_eq!(plan(&desired, &flushed), [Step::StopTaking], "who leaves mends nothing");
-        desired.reach = Reach::Nothing;
-        let made = Step::MakeBelow(desired.below.clone());
-        assert_eq!(plan(&desired, &Observed::default()), [made.clone()], "who withdrew mends it");
-        assert_eq!(plan(&desired, &flushed), [Step::RemoveTable, made]);
     }
+
+    #[test]
+    fn a_withdrawn_table_has_its_net_below_mended() {
+        let below = vec![SocketAddr::new(pair(7).asked, 53)];
+        let made = || Step::MakeBelow(below.clone());
+        let pairs = BTreeSet::from([pair(1)]);
+        let desired = Desired { pairs, reach: Reach::Nothing, below: below.clone() };
+        assert_eq!(plan(&desired, &Observed::default()), [made()]);
+        let flushed = Observed { has_below: false, ..seen(&[pair(1)], true) };
+        assert_eq!(plan(&desired, &flushed), [Step::RemoveTable, made()]);
+        let whole = Observed { has_below: true, ..Observed::default() };
+        assert_eq!(plan(&desired, &whole), []);
+    }
+
     #[test]
     fn binding_makes_rules_before_addresses_and_nothing_twice() {
         let ip = |n: u8| IpAddr::from([192, 0, 2, n]);

@@ -219,6 +219,7 @@ fn add_rules(batch: &mut Batch, shape: &Shape) {
         batch.add_rule(table, "redirect", &[jump(chain)]);
     }
     batch.add_rule(table, LOCAL, &[jump("redirect")]);
+    counts::add_rules_behind(batch, table);
     for (hook, chain) in [("pre", "redirect"), ("out", LOCAL)] {
         let is_alive = [
             Expr::Meta { key: Meta::Protocol, into: REG_1 },

@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::harness::node::{ASKED, Node, say, server, sh, tables};
 use crate::harness::process::Process;
 use crate::harness::{Daemon, Place, Tcp, Udp, ask, namespace, qtype, rcode, until, wire};
+use crate::starved::knock;
 use crate::takeover::{is_claiming, needs_node, start, start_with, upstream};
 
 /// More flows than are remembered.
@@ -142,6 +143,23 @@ fn flows_beyond_those_that_are_remembered_take_the_ordinary_path() {
         let answer = node.in_pod(|| wire::tcp(server(ASKED[0]), &query));
         assert_eq!(answer.data(qtype::A), ["192.0.2.7"]);
         assert_eq!(node.cluster[0].seen_for("beyond.example.org.").len(), 1, "{}", daemon.log());
+        // SYNs of this host's processes, for longer than a firewall would be given.
+        let mut given_back = || {
+            knock(ASKED[0]);
+            let count = netfilter.counter(&table, "given-back-tcp4-host").expect("read");
+            count.expect("counted").packets
+        };
+        assert!(until(Duration::from_secs(10), || given_back() >= 20), "{}", daemon.log());
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(500));
+            given_back();
+        }
+        assert_eq!(
+            daemon.metric("nodens_intercept_withdrawals_total", ""),
+            0.0,
+            "{}",
+            daemon.log()
+        );
         kept.exchange(&ask("kept-2.example.org", qtype::A));
         assert_eq!(upstream.seen_for("kept-2.example.org.").len(), 1, "what is remembered goes on");
     });

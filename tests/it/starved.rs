@@ -31,7 +31,7 @@ fn send(asked: &str) {
 }
 
 /// SYNs that nobody waits for.
-fn knock(asked: &str) {
+pub fn knock(asked: &str) {
     for _ in 0..5 {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");

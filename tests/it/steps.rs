@@ -99,7 +99,7 @@ const HOOKED: [(&str, usize); 8] = [
     ("add rule out", 3),
     ("add rule in", 1),
     ("add rule post", 1),
-    ("add rule local", 5),
+    ("add rule local", 7),
     ("add rule answers", 8),
     ("add rule arriving", 8),
     ("add rule leaving", 8),
@@ -115,6 +115,7 @@ fn counters() -> BTreeMap<String, usize> {
             }
         }
     }
+    names.extend(["tcp4", "tcp6"].map(|kind| (format!("add counter given-back-{kind}-host"), 1)));
     names
 }
 
