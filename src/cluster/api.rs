@@ -2,8 +2,8 @@
 //! anew when they are refused.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -17,6 +17,7 @@ use kube::{Client, Config};
 use tower::{BoxError, ServiceExt};
 
 use super::watch::WatchError;
+use crate::clock;
 
 /// How long a connection attempt may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -26,6 +27,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(15);
 
+/// How often credentials that stay refused are read anew: each time costs a connection.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+
 /// How many bytes the API server may send ahead of our reading, in a first list above all.
 const WINDOW: u32 = 1 << 20;
 
@@ -33,6 +37,8 @@ const WINDOW: u32 = 1 << 20;
 pub struct Way {
     kubeconfig: Option<PathBuf>,
     client: ArcSwap<Client>,
+    /// When the credentials were last read anew.
+    renewed: Mutex<Option<Instant>>,
 }
 
 impl Way {
@@ -42,13 +48,13 @@ impl Way {
     /// As [`connect`].
     pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, WatchError> {
         let client = ArcSwap::from_pointee(connect(kubeconfig).await?);
-        Ok(Self { kubeconfig: kubeconfig.map(Path::to_owned), client })
+        Ok(Self { kubeconfig: kubeconfig.map(Path::to_owned), client, renewed: Mutex::default() })
     }
 
     /// A way by this client.
     #[cfg(test)]
     pub fn by(client: Client) -> Self {
-        Self { kubeconfig: None, client: ArcSwap::from_pointee(client) }
+        Self { kubeconfig: None, client: ArcSwap::from_pointee(client), renewed: Mutex::default() }
     }
 
     /// The client of the moment.
@@ -57,15 +63,25 @@ impl Way {
     }
 
     /// Reads the credentials anew when the API server has refused those of `used`, unless somebody has done so
-    /// since: kube would keep a token for most of a minute. What cannot be read changes nothing.
+    /// since, or just before: kube would keep a token for most of a minute. What cannot be read changes nothing.
     pub async fn renew(&self, used: &Arc<Client>) {
-        if !Arc::ptr_eq(used, &self.client()) {
+        if !Arc::ptr_eq(used, &self.client()) || !self.is_renewal_due(clock::now()) {
             return;
         }
         match connect(self.kubeconfig.as_deref()).await {
             Ok(client) => self.client.store(Arc::new(client)),
             Err(error) => tracing::warn!(%error, "the credentials cannot be read anew"),
         }
+    }
+
+    /// Tells whether the credentials may be read anew, and takes it as done.
+    fn is_renewal_due(&self, now: Instant) -> bool {
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let rested = renewed.is_none_or(|last| now.saturating_duration_since(last) >= RENEW_EVERY);
+        if rested {
+            *renewed = Some(now);
+        }
+        rested
     }
 }
 

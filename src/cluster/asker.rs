@@ -117,10 +117,8 @@ impl Cluster {
         let may_be_hidden = settings.tenancy.is_some();
         let may_be_found = settings.search.is_some() && rcode == Rcode::NXDOMAIN;
         let is_within = || settings.domains.iter().any(|domain| qname.ends_with(domain.as_wire()));
-        // Whom another's answer leads to is looked at on the long way.
-        let leads_in = may_be_hidden && forwarded.is_some_and(|m| settings.may_be_named_in(m));
         let concerns = match may_be_hidden {
-            true => leads_in || is_within() || qname.ends_with(ARPA),
+            true => forwarded.is_some() || is_within() || qname.ends_with(ARPA),
             false => may_be_found && is_within(),
         };
         if !concerns {
@@ -136,7 +134,10 @@ impl Cluster {
                 && !self.is_below_service(&snapshot, qname)
         };
         let sight = settings.sight(namespace);
-        settings.shows_all_of(qname, sight) && (sight.is_all() || !leads_in) && !is_first()
+        // Whom another's answer leads to is looked at on the long way. Every byte is looked at for that, so
+        // only where something is hidden.
+        let leads_in = || forwarded.is_some_and(|message| settings.may_be_named_in(message));
+        settings.shows_all_of(qname, sight) && (sight.is_all() || !leads_in()) && !is_first()
     }
 
     /// Tells whether something is hidden from `asker`.

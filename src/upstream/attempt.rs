@@ -68,6 +68,8 @@ enum Step {
     Done(Outcome),
     /// Ask again without EDNS.
     WithoutEdns,
+    /// Ask again with EDNS.
+    WithEdns,
     /// Fetch the whole by TCP.
     ByTcp,
     /// No port of the class is free.
@@ -84,7 +86,8 @@ impl<'a> Attempt<'a> {
 
     /// The same for a query that the upstream was asked in vain so far.
     pub fn again(self) -> Self {
-        Self { style: self.peer.style_again(self.style, self.started), ..self }
+        let style = self.peer.style_again(self.style, &self.query.qname, self.started);
+        Self { style, ..self }
     }
 
     /// Asks.
@@ -104,10 +107,8 @@ impl<'a> Attempt<'a> {
         match self.by_udp(class, self.style).await {
             Step::Done(outcome) => outcome,
             Step::NoPort => Box::pin(self.overflow()).await,
-            Step::ByTcp => {
-                self.peer.metrics.tcp_fallbacks.inc();
-                Box::pin(self.by_stream()).await
-            }
+            Step::ByTcp => Box::pin(self.instead()).await,
+            Step::WithEdns => Box::pin(self.with_edns(class)).await,
             Step::WithoutEdns => Box::pin(self.without_edns(class)).await,
         }
     }
@@ -117,13 +118,28 @@ impl<'a> Attempt<'a> {
         let style = Style { edns: false, ..self.style };
         let outcome = match self.by_udp(class, style).await {
             Step::Done(outcome) => outcome,
-            Step::ByTcp | Step::WithoutEdns => Box::pin(self.by_stream()).await,
+            Step::ByTcp | Step::WithEdns | Step::WithoutEdns => Box::pin(self.instead()).await,
             Step::NoPort => Box::pin(self.overflow()).await,
         };
-        if !matches!(outcome, Outcome::Failed { rcode: Rcode::FORMERR | Rcode::NOTIMP, .. }) {
+        if matches!(outcome, Outcome::Answered(_)) {
             self.peer.on_edns_refused(clock::now());
         }
         outcome
+    }
+
+    /// Asks again with EDNS what was cut without it: the whole may fit then.
+    async fn with_edns(&self, class: PortClass) -> Outcome {
+        match self.by_udp(class, Style { edns: true, ..self.style }).await {
+            Step::Done(outcome) => outcome,
+            Step::NoPort => Box::pin(self.overflow()).await,
+            Step::ByTcp | Step::WithEdns | Step::WithoutEdns => Box::pin(self.instead()).await,
+        }
+    }
+
+    /// Fetches by TCP what UDP does not give.
+    async fn instead(&self) -> Outcome {
+        self.peer.metrics.tcp_fallbacks.inc();
+        self.by_stream().await
     }
 
     /// Sends one query from a port of `class` and waits for what answers it.
@@ -151,7 +167,7 @@ impl<'a> Attempt<'a> {
                 }
                 Verdict::WrongCase => {
                     self.peer.metrics.mismatched.inc();
-                    self.peer.on_wrong_case(clock::now());
+                    self.peer.on_wrong_case(&self.query.qname, clock::now());
                 }
                 verdict => {
                     let now = clock::now();
@@ -226,10 +242,10 @@ impl<'a> Attempt<'a> {
                 self.peer.on_failure(&heard(rcode), self.query);
                 Step::Done(Outcome::Failed { rcode, ede })
             }
-            Verdict::Truncated => {
-                self.peer.on_truncated(&heard(Rcode::NOERROR));
-                Step::ByTcp
-            }
+            Verdict::Truncated => match self.peer.on_truncated(&heard(Rcode::NOERROR)) {
+                true => Step::WithEdns,
+                false => Step::ByTcp,
+            },
             Verdict::Ignored | Verdict::WrongCase => Step::ByTcp,
         }
     }
@@ -264,7 +280,7 @@ impl<'a> Attempt<'a> {
             match self.settle(asked.judge_stream(&message), style, sent, clock::now()) {
                 Step::Done(outcome) => return outcome,
                 Step::WithoutEdns => style = self.stream_style(false),
-                Step::ByTcp | Step::NoPort => {
+                Step::ByTcp | Step::WithEdns | Step::NoPort => {
                     self.peer.metrics.mismatched.inc();
                     let reason = "the connection carried another query's response";
                     self.peer.connections.discard().await;

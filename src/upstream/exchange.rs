@@ -250,17 +250,20 @@ impl<'a> Exchange<'a> {
             Outcome::Overloaded => ExchangeError::Overloaded { upstream },
         };
         let has_spoken = matches!(failure, ExchangeError::Failed { .. });
+        let is_shed = matches!(failure, ExchangeError::Overloaded { .. });
         self.note(failure);
-        self.candidates[index].is_out = true;
-        self.running.retain(|running| running.candidate != index);
+        // Where there was no room for one more message, those that are out are still waited for.
+        if !is_shed {
+            self.running.retain(|other| other.candidate != index);
+        }
+        self.candidates[index].is_out = self.running.iter().all(|other| other.candidate != index);
         if let Some(next) = self.untried() {
             self.group.budget().take(clock::now());
             self.ask(next);
             return None;
         }
         if self.running.is_empty() {
-            let is_hopeless = has_spoken || !self.group.is_moving();
-            if is_hopeless {
+            if has_spoken || !self.group.is_moving() {
                 return Some(Err(self.give_up()));
             }
             // The endpoint is gone before anybody has said so; the next may be on its way.
@@ -310,9 +313,8 @@ impl<'a> Exchange<'a> {
 
     /// Tells whether all that is waited for comes from upstreams that are not well.
     fn hopes_on_nobody(&self) -> bool {
-        self.running
-            .iter()
-            .all(|running| self.candidates[running.candidate].peer.standing() != Standing::Well)
+        let standing = |running: &Running<'_>| self.candidates[running.candidate].peer.standing();
+        self.running.iter().all(|running| standing(running) != Standing::Well)
     }
 
     /// Keeps the failure that tells most: what an upstream said before what kept us from asking.

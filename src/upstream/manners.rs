@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::verify::Style;
+use crate::dns::name::Name;
 
 /// How long a lack is remembered before it is tried again.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -15,7 +16,7 @@ const ECHOES: u32 = 8;
 /// Responses in a wrong case, with no right one between, after which case is no longer mixed.
 const WRONG_CASES: u32 = 3;
 
-/// How long after a response in a wrong case retries go without mixed case.
+/// How long after a response in a wrong case retries of its name go without mixed case.
 const DOUBTED: Duration = Duration::from_secs(5);
 
 /// Answers in a row without OPT, none with it before, after which queries do without it too.
@@ -44,8 +45,8 @@ pub struct Manners {
     /// Responses in a row that echoed the case.
     echoes: u32,
     wrong_cases: u32,
-    /// When the last response in a wrong case came.
-    wrong_case_at: Option<Instant>,
+    /// When the last response in a wrong case came, and to which name.
+    wrong_case: Option<(Instant, Name)>,
     /// Until then the qname is sent in lower case.
     caseless_until: Option<Instant>,
 }
@@ -65,11 +66,12 @@ impl Manners {
     /// How to write a query again that was written in this style before.
     ///
     /// Not in mixed case where the silence may be a response in a wrong case that was ignored: some upstreams
-    /// echo the case of most names only. A forger would have to hit id and port once more.
-    pub fn again(&self, style: Style, now: Instant) -> Style {
-        let doubted =
-            self.wrong_case_at.is_some_and(|at| now.saturating_duration_since(at) < DOUBTED);
-        let keeps = !doubted;
+    /// echo the case of most names only. A forger would have to hit id and port once more, for the same name.
+    pub fn again(&self, style: Style, qname: &Name, now: Instant) -> Style {
+        let keeps = self
+            .wrong_case
+            .as_ref()
+            .is_none_or(|(at, odd)| odd != qname || now.saturating_duration_since(*at) >= DOUBTED);
         Style { mix_case: style.mix_case && keeps, exact_case: style.exact_case && keeps, ..style }
     }
 
@@ -110,6 +112,16 @@ impl Manners {
         }
     }
 
+    /// Learns that a response to a query of this style was cut; tells whether to ask with EDNS again, since it
+    /// was left out only because nothing had shown that it is read: a longer answer will.
+    pub fn on_cut(&mut self, style: Style, now: Instant) -> bool {
+        if style.edns {
+            return false;
+        }
+        self.ignored_until = None;
+        self.has_edns(false, now)
+    }
+
     /// Learns from any response to a query of this style.
     pub fn on_reply(&mut self, style: Style, now: Instant) {
         if style.edns {
@@ -144,9 +156,9 @@ impl Manners {
     ///
     /// A guess would have to hit id and port, so a few of these with no right one between mean that
     /// the upstream has changed.
-    pub fn on_wrong_case(&mut self, now: Instant) {
+    pub fn on_wrong_case(&mut self, qname: &Name, now: Instant) {
         self.wrong_cases += 1;
-        self.wrong_case_at = Some(now);
+        self.wrong_case = Some((now, qname.clone()));
         if self.wrong_cases >= WRONG_CASES {
             (self.wrong_cases, self.echoes) = (0, 0);
             self.caseless_until = Some(now + REMEMBERED);
@@ -163,8 +175,21 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_case_is_held_against_retries_of_its_own_name_only() {
+        let (mut manners, now) = (Manners::default(), start());
+        let [odd, other] = ["odd.example.org", "other.example.org"]
+            .map(|text| Name::from_text(text).expect("name"));
+        manners.on_wrong_case(&odd, now);
+        let style = manners.style(false, false, now);
+        assert!(!manners.again(style, &odd, now).mix_case);
+        assert_eq!(manners.again(style, &other, now), style);
+        assert_eq!(manners.again(style, &odd, now + DOUBTED), style);
+    }
+
+    #[test]
     fn the_case_becomes_binding_once_it_is_echoed_every_time() {
         let (mut manners, now) = (Manners::default(), start());
+        let name = Name::from_text("example.org").expect("name");
         for _ in 0..ECHOES {
             let style = manners.style(false, false, now);
             assert!(style.mix_case && !style.exact_case);
@@ -173,7 +198,7 @@ mod tests {
         assert!(manners.style(false, false, now).exact_case);
         for _ in 0..WRONG_CASES {
             assert!(manners.style(false, false, now).exact_case);
-            manners.on_wrong_case(now);
+            manners.on_wrong_case(&name, now);
         }
         assert!(!manners.style(false, false, now).mix_case, "the upstream has changed");
         assert!(manners.style(false, false, now + REMEMBERED).mix_case, "tried again");

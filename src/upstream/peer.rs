@@ -161,8 +161,8 @@ impl Peer {
     }
 
     /// How to write a query by UDP again.
-    pub fn style_again(&self, style: Style, now: Instant) -> Style {
-        self.learned().manners.again(style, now)
+    pub fn style_again(&self, style: Style, qname: &Name, now: Instant) -> Style {
+        self.learned().manners.again(style, qname, now)
     }
 
     /// Tells whether queries carry EDNS, with DO or without.
@@ -210,14 +210,17 @@ impl Peer {
         self.count_response(heard, change);
     }
 
-    /// Learns from a response that was cut: the upstream lives, and its answer comes by TCP.
-    pub fn on_truncated(&self, heard: &Heard) {
+    /// Learns from a response that was cut: the upstream lives, and its answer comes by TCP, or by UDP
+    /// where it says that the query is to be asked with EDNS again.
+    pub fn on_truncated(&self, heard: &Heard) -> bool {
         let mut learned = self.learned();
         learned.manners.on_reply(heard.style, heard.at);
+        let with_edns = learned.manners.on_cut(heard.style, heard.at);
         let change = learned.health.on_response(heard.measure(), true);
         drop(learned);
         self.has_answered.store(true, Ordering::Relaxed);
         self.log(change);
+        with_edns
     }
 
     /// Counts a response and says what it changed.
@@ -254,9 +257,9 @@ impl Peer {
         self.learned().manners.on_edns_refused(now);
     }
 
-    /// Learns from a response in a wrong case.
-    pub fn on_wrong_case(&self, now: Instant) {
-        self.learned().manners.on_wrong_case(now);
+    /// Learns from a response for `qname` in a wrong case.
+    pub fn on_wrong_case(&self, qname: &Name, now: Instant) {
+        self.learned().manners.on_wrong_case(qname, now);
     }
 
     /// What to probe with, where that is due; it counts as sent.

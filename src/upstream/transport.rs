@@ -28,6 +28,9 @@ const MAX_CONNECTIONS: usize = 4;
 /// Connections for one query each, at one time.
 const MAX_LONE: usize = 16;
 
+/// How long a query waits for one of these; then another upstream is asked.
+const TURN: Duration = Duration::from_millis(1500);
+
 /// Why nobody is asked at an endpoint that vanished.
 const GONE: &str = "the endpoint is gone";
 
@@ -161,7 +164,9 @@ impl Connections {
 
     /// Sends a query over a connection that nothing else is sent on.
     async fn alone(&self, request: DnsRequest) -> Result<Vec<u8>, Broken> {
-        let Ok(_turn) = self.lone.acquire().await else { return Err(Broken::Full) };
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.lone.acquire()).await else {
+            return Err(Broken::Full);
+        };
         if self.is_shut() {
             return Err(Broken::Unreachable(GONE.into()));
         }
@@ -291,4 +296,30 @@ impl Connections {
 /// An error as a reason for people.
 fn unreachable(error: &dyn std::fmt::Display) -> Broken {
     Broken::Unreachable(error.to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{PortRange, Transport};
+    use crate::metrics::Metrics;
+    use crate::upstream::lease::Ports;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_connection_of_its_own_for_ever() {
+        let range = PortRange { first: 30_000, last: 60_999, reserved: Vec::new() };
+        let metrics = Metrics::new();
+        let dial = Dial {
+            runtime: Runtime::new(Ports::new(range, 0, metrics.ports.clone())),
+            address: ([127, 0, 0, 1], 1).into(),
+            transport: Transport::Tcp,
+            tls: Err("no TLS".into()),
+        };
+        let connections = Connections::new(dial, metrics.upstream("127.0.0.1:1"));
+        let places = u32::try_from(MAX_LONE).expect("few");
+        let _taken = connections.lone.acquire_many(places).await.expect("open");
+        let request = DnsRequest::new(Message::query(), DnsRequestOptions::default());
+        let result = connections.alone(request).await;
+        assert!(matches!(result, Err(Broken::Full)), "{result:?}");
+    }
 }

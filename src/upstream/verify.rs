@@ -87,7 +87,13 @@ impl Asked {
         if wire::u16_at(message, 0) != wire::u16_at(&self.wire, 0) {
             return Verdict::Ignored;
         }
-        self.judge(message)
+        match self.judge(message) {
+            // Without OPT a datagram is no longer than this.
+            Verdict::Conclusive { encoded, echoed, .. } if message.len() > PLAIN_LEN => {
+                Verdict::Conclusive { encoded, echoed, knows_edns: true }
+            }
+            other => other,
+        }
     }
 
     /// Judges a message whose id the transport has compared already; a stream never cuts.
@@ -156,10 +162,8 @@ impl Asked {
             return Verdict::Failure { rcode: Rcode::SERVFAIL, ede, edns_refused: false };
         }
         if rcode.is_conclusive() {
-            // Without OPT a datagram is no longer than this, and nobody sends signatures.
-            let knows_edns = opt
-                || encoded.as_wire().len() > PLAIN_LEN
-                || encoded.answer_types().any(|rtype| rtype == Qtype::RRSIG);
+            // Without OPT nobody sends signatures.
+            let knows_edns = opt || encoded.answer_types().any(|rtype| rtype == Qtype::RRSIG);
             return Verdict::Conclusive { encoded, echoed, knows_edns };
         }
         let edns_refused = self.is_edns_refused(rcode, opt);

@@ -136,6 +136,22 @@ fn a_token_that_is_refused_is_read_again_at_once_and_nothing_is_listed_again() {
     assert_eq!(watching.lists(), lists);
 }
 
+#[test]
+fn a_token_that_stays_refused_costs_requests_but_hardly_a_connection() {
+    let (server, place) = (Scripted::start(), Place::new());
+    let mut watching = by_token_file(&server, &place.write("token", "one"));
+    server.know("another");
+    let (asked, connections) = (server.asked().len(), server.connections());
+    server.end();
+    let is_asked_often = || {
+        watching.idle(Duration::from_millis(100));
+        server.asked().len() >= asked + 24
+    };
+    assert!(until(PATIENCE, is_asked_often), "{:?}", server.asked());
+    let made = server.connections() - connections;
+    assert!(made <= 12, "{made} connections for {} requests", server.asked().len() - asked);
+}
+
 /// A watch on `server` with the token of a file, synced.
 fn by_token_file(server: &Scripted, file: &Path) -> Watching {
     let config = server.kubeconfig(&json!({ "tokenFile": file }));

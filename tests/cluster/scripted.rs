@@ -39,6 +39,8 @@ struct State {
     lists: BTreeMap<&'static str, Arc<Vec<String>>>,
     running: Vec<(&'static str, Sender<Next>)>,
     asked: Vec<Asked>,
+    /// How many connections were made.
+    connections: usize,
     /// Answers to come in place of watches.
     refusals: Vec<u16>,
     /// The only token that is known, if not every one is.
@@ -123,6 +125,11 @@ impl Scripted {
         self.lock().asked.clone()
     }
 
+    /// How many connections were made so far.
+    pub fn connections(&self) -> usize {
+        self.lock().connections
+    }
+
     /// A kubeconfig with this user.
     pub fn kubeconfig(&self, user: &Value) -> PathBuf {
         let config = json!({
@@ -148,19 +155,25 @@ fn stream_of(target: &str) -> &'static str {
     if is_named { "named" } else { kind.expect("a path that nodens asks for") }
 }
 
-/// Answers one request; the end of the connection is the end of the watch.
+/// Answers the requests on one connection.
 fn serve(stream: &TcpStream, state: &Mutex<State>) {
-    let Some(asked) = read(stream) else { return };
+    state.lock().expect("no panic elsewhere").connections += 1;
+    while answer(stream, state).is_some() {}
+}
+
+/// Answers one request; after a refusal the connection stays, its end is the end of a watch.
+fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
+    let asked = read(stream)?;
     let name = stream_of(&asked.target);
     let (list, lines) = {
         let mut state = state.lock().expect("no panic elsewhere");
         state.asked.push(asked.clone());
         if let Some(code) = state.refusals.pop() {
-            return refuse(stream, code);
+            return refuse(stream, code).ok();
         }
         let is_known = |token| asked.authorization == format!("Bearer {token}");
         if !state.token.is_none_or(is_known) {
-            return refuse(stream, 401);
+            return refuse(stream, 401).ok();
         }
         let (sender, lines) = channel();
         state.running.push((name, sender));
@@ -168,6 +181,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
     };
     // That the other side is gone is no fault of ours.
     let _ = watch(stream, list, &lines);
+    None
 }
 
 /// Reads the head of a request.
@@ -187,15 +201,13 @@ fn read(stream: &TcpStream) -> Option<Asked> {
 }
 
 /// Answers with a code.
-fn refuse(mut stream: &TcpStream, code: u16) {
+fn refuse(mut stream: &TcpStream, code: u16) -> std::io::Result<()> {
     let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "refused by the test", "reason": "Forbidden", "code": code })
     .to_string();
-    let _ = write!(
-        stream,
-        "HTTP/1.1 {code} No\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    let head = format!("HTTP/1.1 {code} No\r\ncontent-type: application/json");
+    let length = body.len();
+    stream.write_all(format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}").as_bytes())
 }
 
 /// Says a list, if one is asked for, and what comes, until it ends.

@@ -62,6 +62,44 @@ async fn opt_that_is_left_out_of_some_answers_only_is_sent_on() {
 }
 
 #[tokio::test]
+async fn a_long_answer_is_asked_for_with_opt_although_short_ones_lack_it() {
+    let one = Scripted::start(|seen| {
+        let text: &[u8] = &[&[200], &[b'x'; 200][..]].concat();
+        vec![match (seen.qtype(), message::has_edns(&seen.wire)) {
+            _ if seen.by_tcp => Act::Close,
+            (Qtype::A, _) => Act::Send(stripped(message::answer_a(&seen.wire, [192, 0, 2, 1], 60))),
+            (_, false) => Act::Send(message::truncated(&seen.wire)),
+            (_, true) => {
+                Act::Send(stripped(message::answer(&seen.wire, &[(Qtype::TXT, 60, text); 4])))
+            }
+        }]
+    })
+    .await;
+    let group = group(&[&one]);
+    for qtype in [Qtype::A, Qtype::A, Qtype::A, Qtype::A, Qtype::TXT, Qtype::TXT, Qtype::A] {
+        let received = group.exchange(&query("example.org", qtype)).await.expect("an answer");
+        assert!(received.encoded.has_answer());
+    }
+    let edns: Vec<_> = one.seen().iter().map(|seen| message::has_edns(&seen.wire)).collect();
+    assert_eq!(edns, [true, true, true, false, false, true, true, true]);
+    assert!(one.seen().iter().all(|seen| !seen.by_tcp));
+}
+
+#[tokio::test]
+async fn edns_is_not_given_up_for_a_query_that_is_not_answered_without_it_either() {
+    let one = Scripted::start(send(|wire| match message::has_edns(wire) {
+        true => message::empty(wire, Rcode::FORMERR),
+        false => message::empty(wire, Rcode::SERVFAIL),
+    }))
+    .await;
+    let group = group(&[&one]);
+    group.exchange(&query("example.org", Qtype::A)).await.expect_err("SERVFAIL");
+    let edns: Vec<_> = one.seen().iter().map(|seen| message::has_edns(&seen.wire)).collect();
+    assert_eq!(edns, [true, false]);
+    assert!(group.status().upstreams[0].has_edns, "it may be the query that is odd");
+}
+
+#[tokio::test]
 async fn who_sends_a_query_with_edns_back_whole_is_asked_without() {
     let one = Scripted::start(|seen| match message::has_edns(&seen.wire) {
         false => well_behaved(seen),

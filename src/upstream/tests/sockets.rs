@@ -22,6 +22,23 @@ async fn a_query_that_finds_neither_port_nor_connection_fails_at_once() {
 }
 
 #[tokio::test]
+async fn a_message_that_finds_no_port_leaves_those_that_are_out_waited_for() {
+    let one = Scripted::start(|seen| match seen.by_tcp {
+        true => vec![Act::Close],
+        false => [vec![Act::Wait(600 * MS)], well_behaved(seen)].concat(),
+    })
+    .await;
+    let first = 15_000 + 3 * (one.address.port() % 1_000);
+    let range = PortRange { first, last: first + 2, reserved: Vec::new() };
+    let upstreams = Arc::new(Upstreams::new(range, 0, Metrics::new()));
+    let zone = Forward { timeout: Duration::from_secs(20), ..eager() };
+    let group = upstreams.group(&zone, &[udp(&one)]);
+    group.exchange(&query("example.org", Qtype::A)).await.expect("the first is answered");
+    let by_udp = one.seen().iter().filter(|seen| !seen.by_tcp).count();
+    assert!(by_udp < one.count(), "{by_udp} by UDP, the others had no port");
+}
+
+#[tokio::test]
 async fn pooled_sockets_are_used_again_and_never_by_two_exchanges_at_once() {
     let one = Scripted::start(|seen| [vec![Act::Wait(5 * MS)], well_behaved(seen)].concat()).await;
     let zone = Forward { ports: PortPolicy::Pooled, ..forward() };
