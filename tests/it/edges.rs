@@ -147,7 +147,7 @@ fn flows_beyond_those_that_are_remembered_take_the_ordinary_path() {
         let mut given_back = || {
             knock(ASKED[0]);
             let count = netfilter.counter(&table, "given-back-tcp4-host").expect("read");
-            count.expect("counted").packets
+            count.unwrap_or_else(|| panic!("no table:\n{}", daemon.log())).packets
         };
         assert!(until(Duration::from_secs(10), || given_back() >= 20), "{}", daemon.log());
         for _ in 0..8 {
