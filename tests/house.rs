@@ -149,7 +149,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ),
     ("clients", "stub resolvers", &[]),
     ("backend", "upstream", &[]),
-    ("proxy", "forward", &["kube-proxy"]),     // a program
+    ("proxy", "forward", &[]),
     ("mesh", "coalesce", &["configure_mesh"]), // plotters'
     ("dedup", "coalesce", &[".dedup()"]),
     ("graceful", "drain", &["with_graceful_shutdown"]), // axum's
