@@ -22,6 +22,10 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// How soon it looks again where a round was not complete: who is only slow gets the beat at once.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How long after a beat the switch may be off already: the kernel counts in ticks of up to 10 ms, and from the
+/// tick before.
+const OFF_AFTER: Duration = ALIVE_FOR.saturating_sub(Duration::from_millis(20));
+
 /// How long all must have gone well before we claim again after a lapse.
 const HEALTH: Duration = Duration::from_secs(2);
 
@@ -49,7 +53,7 @@ impl Rhythm {
     /// One turn: `is_round` tells whether every loop has moved since the last round.
     pub fn turn(&mut self, is_round: bool, now: Instant) -> Turn {
         let since = |then: Instant| now.saturating_duration_since(then);
-        if !self.is_lapsed && self.last_beat.is_some_and(|beat| since(beat) >= ALIVE_FOR) {
+        if !self.is_lapsed && self.last_beat.is_some_and(|beat| since(beat) >= OFF_AFTER) {
             (self.is_lapsed, self.healthy) = (true, None);
             return Turn::Lapse;
         }
@@ -209,5 +213,11 @@ mod tests {
         let later = start + Duration::from_secs(60);
         assert_eq!(rhythm.turn(true, later), Turn::Lapse);
         assert_eq!(turns(&mut rhythm, later + INTERVAL, "xxxxxxxxx"), "........R");
+        // As soon as the kernel may have opened, and not before.
+        let mut early = Rhythm::default();
+        early.turn(true, start);
+        assert_eq!(early.turn(true, start + Duration::from_millis(679)), Turn::Beat);
+        let opened = start + Duration::from_millis(679 + 695);
+        assert_eq!(early.turn(true, opened), Turn::Lapse);
     }
 }
