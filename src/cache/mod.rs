@@ -137,8 +137,19 @@ impl Cache {
         let current = self.epochs.is_current(&entry);
         if lifetime != Lifetime::NONE && current && policy.size > 0 {
             self.insert(key, &entry);
+        } else if current && source.origin == Origin::Forward {
+            self.outdate(key, now);
         }
         entry
+    }
+
+    /// Takes out what is past its lifetime under a key whose newest response may not be kept: served stale
+    /// it would bring back what holds no longer.
+    fn outdate(&self, key: &impl Lookup, now: Instant) {
+        let key = key.to_key();
+        if self.store.holds(&key, |entry| entry.state(now) != State::Fresh) {
+            self.store.remove(&key);
+        }
     }
 
     /// A response that is served to those who wait for it and not stored.

@@ -25,7 +25,8 @@ const UNCHANGED: Duration = Duration::from_secs(86_400);
 
 /// Brings the TTLs of a response within the policy's bounds and decides its lifetime.
 ///
-/// TTLs below the first of `bounds` are raised to it, then those above the second lowered.
+/// TTLs below the first of `bounds` are raised to it, but in negative responses; then those above the
+/// second lowered.
 ///
 /// A response from our own data keeps its TTLs, which do not age; its lifetime bounds only how
 /// long the encoded form is kept. One of the cluster zone is kept until its name changes.
@@ -45,6 +46,8 @@ pub fn admit(
         return (encoded, Lifetime { fresh, stale: Duration::ZERO });
     }
     let (min, max) = (Ttl::from_duration(bounds.0), Ttl::from_duration(bounds.1));
+    // How long a name is believed absent is its zone's decision (RFC 2308 §5): it may come to exist.
+    let min = if encoded.is_negative() { Ttl::from_wire(0) } else { min };
     encoded.map_ttls(|ttl| ttl.max(min).min(max));
     match lifetime(&encoded, policy) {
         Some(ttl) if ttl.as_secs() > 0 => {
@@ -147,6 +150,24 @@ mod tests {
             let (encoded, lifetime) = admit(encoded, &policy(), bounds, Origin::Cluster);
             assert_eq!(encoded.min_ttl().map(Ttl::as_secs), Some(5));
             assert_eq!(lifetime, Lifetime { fresh: UNCHANGED, stale: Duration::ZERO });
+        }
+    }
+
+    #[test]
+    fn a_negative_response_lives_no_longer_than_its_zone_says_whatever_the_floor() {
+        let bounds = (Duration::from_secs(60), Duration::from_secs(600));
+        for (rcode, records, secs) in [
+            (Rcode::NXDOMAIN, vec![Record::soa("org", 5, 300)], 5),
+            (Rcode::NOERROR, vec![Record::soa("org", 300, 5)], 5),
+            (Rcode::NXDOMAIN, vec![Record { ttl: 7, ..CNAME }, Record::soa("org", 9, 9)], 7),
+            (Rcode::NXDOMAIN, vec![Record::soa("org", 900, 900)], 600),
+        ] {
+            let wire = message("example.org", Qtype::A, rcode, &records);
+            let encoded = Encoded::from_wire(&wire).expect("well-formed");
+            let (encoded, lifetime) = admit(encoded, &policy(), bounds, Origin::Forward);
+            assert_eq!(lifetime.fresh.as_secs(), secs, "{records:?}");
+            let served = encoded.negative_ttl().map(|ttl| u64::from(ttl.as_secs()));
+            assert_eq!(served, Some(secs), "{records:?}");
         }
     }
 

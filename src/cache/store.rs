@@ -60,6 +60,11 @@ impl Store {
         self.kept.insert(key, entry);
     }
 
+    /// Tells whether there is an entry under a key for which `is_such`; it does not count as asked for.
+    pub fn holds(&self, key: &Key, is_such: impl Fn(&Entry) -> bool) -> bool {
+        self.index.find(key).is_some_and(|entry| is_such(&entry))
+    }
+
     /// Takes an entry out.
     pub fn remove(&self, key: &Key) {
         self.kept.invalidate(key);

@@ -145,11 +145,11 @@ impl Cluster {
         !self.settings.sight(asker.namespace.as_deref()).is_all()
     }
 
-    /// The response that there is no such name.
-    pub fn denial(&self, query: &Query) -> Encoded {
+    /// The response that there is no such name, or nothing of the type, as `rcode` says.
+    pub fn denial(&self, query: &Query, rcode: Rcode) -> Encoded {
         let snapshot = self.snapshot.load();
         let (settings, serial) = (&self.settings, self.serial);
-        Zone { snapshot: &snapshot, settings, serial, sight: Sight::ALL }.denial(query)
+        Zone { snapshot: &snapshot, settings, serial, sight: Sight::ALL }.denial(query, rcode)
     }
 
     /// Tells whether `asker` sees all that there is under `qname`.

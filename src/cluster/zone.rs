@@ -68,29 +68,29 @@ impl Zone<'_> {
         let (apex, found) = match self.settings.within(query.qname.as_wire()) {
             Some((domain, asked)) => (domain, View { zone: self, domain, query }.find(asked)),
             None => match self.reverse(query)? {
-                Found::NoName => return Some(Answer::Whole(self.denial(query))),
+                Found::NoName => return Some(Answer::Whole(self.denial(query, Rcode::NXDOMAIN))),
                 found => (&query.qname, found),
             },
         };
         let (answer, additional) = match found {
             Found::Alias(alias) => return Some(Answer::Alias(alias)),
             Found::Records(answer, additional) => (answer, additional),
-            Found::NoName => return Some(Answer::Whole(self.denial(query))),
+            Found::NoName => return Some(Answer::Whole(self.denial(query, Rcode::NXDOMAIN))),
         };
         let authority = if answer.is_empty() { vec![self.soa(apex)] } else { Vec::new() };
         let encoded = build::sections(query, Rcode::NOERROR, [&answer, &authority, &additional]);
         Some(Answer::Whole(encoded.with_rotation()))
     }
 
-    /// The response that there is no such name: as if nobody had it.
-    pub fn denial(&self, query: &Query) -> Encoded {
+    /// The response that there is no such name, as if nobody had it; or nothing of the type, as `rcode` says.
+    pub fn denial(&self, query: &Query, rcode: Rcode) -> Encoded {
         let domain = self.settings.within(query.qname.as_wire()).map(|(domain, _)| domain.clone());
         let tree = || {
             let trees = [&b"\x07in-addr\x04arpa\0"[..], b"\x03ip6\x04arpa\0"];
             Name::from_wire(query.qname.suffixes().find(|suffix| trees.contains(suffix))?)
         };
         let apex = domain.or_else(tree).unwrap_or_else(Name::root);
-        build::authoritative(query, Rcode::NXDOMAIN, &[], &[self.soa(&apex)])
+        build::authoritative(query, rcode, &[], &[self.soa(&apex)])
     }
 
     /// What the reverse name of one of our addresses leads to.

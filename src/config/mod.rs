@@ -126,7 +126,7 @@ pub struct Serve {
 pub struct Cache {
     /// Every byte that the cache owns, overhead counted; 0 turns it off.
     pub size: u64,
-    /// TTLs are raised to this (default 0) and lowered to that (default 7 days).
+    /// TTLs, but of negative responses, are raised to this (default 0) and lowered to that (default 7 days).
     pub min_ttl: Duration,
     pub max_ttl: Duration,
     /// Cap of negative lifetimes (RFC 2308 §5: 1 to 3 hours).

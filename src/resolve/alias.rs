@@ -6,6 +6,7 @@ use std::time::Instant;
 use hickory_proto::op::Message;
 use hickory_proto::rr::{self, RData};
 
+use super::forward::Told;
 use super::{Carrier, ResolveError, Resolver, Response, Route};
 use crate::cache::Source;
 use crate::clock;
@@ -16,6 +17,7 @@ use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 use crate::dns::{Qtype, Rcode, edns};
 use crate::metrics::Origin;
+use crate::upstream::ExchangeError;
 
 /// Aliases of our own that one response follows; a forwarded chain has been followed upstream.
 pub(super) const MAX_ALIASES: usize = 8;
@@ -55,7 +57,11 @@ impl Resolver {
     }
 
     /// The response with the target of its alias, where an authoritative upstream left that out: the target
-    /// is asked of the forward zone that it lies in. What is not known by `until` stays out.
+    /// is asked of the forward zone that it lies in.
+    ///
+    /// # Errors
+    /// Why the target could not be resolved by `until`, where an answer to the same question is held that is
+    /// whole. Where there is none, what is known of the alias is better than nothing.
     ///
     /// Source: RFC 1034 §4.3.2 step 3a, done by the server for its own zones only
     pub(super) async fn whole(
@@ -63,41 +69,43 @@ impl Resolver {
         query: &Query,
         encoded: Encoded,
         until: Instant,
-    ) -> Encoded {
+    ) -> Result<Told, ExchangeError> {
         if !is_dangling(&encoded) {
-            return encoded;
+            return Ok(Told { encoded, is_whole: true });
         }
         // Boxed: it is rare, and each miss would carry it along.
-        let followed = Box::pin(self.targets(query, &encoded, until)).await;
-        followed.unwrap_or(encoded)
+        match Box::pin(self.targets(query, &encoded, until)).await {
+            Ok(followed) => Ok(Told { encoded: followed.unwrap_or(encoded), is_whole: true }),
+            Err(error) if self.holds(query, |_| true) => Err(error),
+            Err(_) => Ok(Told { encoded, is_whole: false }),
+        }
     }
 
-    /// The message with the targets of its alias, of as many aliases as there are and allowed.
-    async fn targets(&self, query: &Query, encoded: &Encoded, until: Instant) -> Option<Encoded> {
-        let mut whole = Message::from_vec(encoded.as_wire()).ok()?;
+    /// The message with the targets of its alias, of as many aliases as there are and allowed; `None` where
+    /// they lead nowhere, round, or away from the forward zones.
+    async fn targets(
+        &self,
+        query: &Query,
+        encoded: &Encoded,
+        until: Instant,
+    ) -> Result<Option<Encoded>, ExchangeError> {
+        let Ok(mut whole) = Message::from_vec(encoded.as_wire()) else { return Ok(None) };
         let routes = self.routes();
         for _ in 0..MAX_ALIASES {
-            let target = last_target(&whole, query)?;
-            let next = Query { qname: wire_of(&target)?, ..query.clone() };
-            let Route::Forward(zone) = routes.route(&next.qname) else { return None };
+            let Some(target) = last_target(&whole, query) else { return Ok(None) };
+            let Some(qname) = wire_of(&target) else { return Ok(None) };
+            let next = Query { qname, ..query.clone() };
+            let Route::Forward(zone) = routes.route(&next.qname) else { return Ok(None) };
             let left = until.saturating_duration_since(clock::now());
-            let received = zone.group.exchange_within(&next, left).await.ok()?;
-            let part = Message::from_vec(received.encoded.as_wire()).ok()?;
-            whole.metadata.response_code = part.metadata.response_code;
-            whole.metadata.authentic_data &= part.metadata.authentic_data;
-            whole.answers.extend(part.answers.into_iter().map(|mut record| {
-                // The owner came back in the case that our query was mixed to.
-                if wire_of(&record.name).as_ref() == Some(&next.qname) {
-                    record.name = target.clone();
-                }
-                record
-            }));
-            whole.authorities = part.authorities;
+            let received = zone.group.exchange_within(&next, left).await?;
+            let Ok(part) = Message::from_vec(received.encoded.as_wire()) else { return Ok(None) };
+            append(&mut whole, part, (&next.qname, &target));
             if !is_dangling(&received.encoded) {
-                return Encoded::from_wire(&whole.to_vec().ok()?).ok();
+                let wire = whole.to_vec().ok();
+                return Ok(wire.and_then(|wire| Encoded::from_wire(&wire).ok()));
             }
         }
-        None
+        Ok(None)
     }
 
     /// The alias of our own data or of the cluster zone at the query's name, if its type leads there.
@@ -115,6 +123,20 @@ impl Resolver {
             Route::Forward(_) => None,
         }
     }
+}
+
+/// Adds to an alias what was said of its target, by both of its forms.
+fn append(whole: &mut Message, part: Message, (qname, target): (&Name, &rr::Name)) {
+    whole.metadata.response_code = part.metadata.response_code;
+    whole.metadata.authentic_data &= part.metadata.authentic_data;
+    whole.answers.extend(part.answers.into_iter().map(|mut record| {
+        // The owner came back in the case that our query was mixed to.
+        if wire_of(&record.name).as_ref() == Some(qname) {
+            record.name = target.clone();
+        }
+        record
+    }));
+    whole.authorities = part.authorities;
 }
 
 /// Tells whether a response says nothing but an alias: neither what stands at its target nor that nothing does.

@@ -13,8 +13,9 @@ use super::alias::decode;
 use super::{Carrier, ResolveError, Resolver, Response};
 use crate::cache::Source;
 use crate::dns::build::{self, LocalRecord};
+use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::Query;
-use crate::dns::response::Encoded;
+use crate::dns::response::{Aging, Encoded};
 use crate::dns::ttl::Ttl;
 use crate::dns::{Qtype, Rcode};
 use crate::metrics::Origin;
@@ -31,6 +32,9 @@ impl Resolver {
             Box::pin(self.resolve(&v4, Carrier::Datagram)),
             Box::pin(self.resolve(&v6, Carrier::Datagram))
         );
+        let said = [&a, &aaaa].into_iter().flatten().find_map(ede_of);
+        let failed = || [&a, &aaaa].into_iter().find_map(|part| part.as_ref().err()?.ede());
+        let ede = said.or_else(failed);
         let (a, aaaa) = match (a, aaaa) {
             (Err(error), Err(_)) => return Err(error),
             (a, aaaa) => (a.ok(), aaaa.ok()),
@@ -45,7 +49,23 @@ impl Resolver {
         let encoded = merged(query, [(a.as_ref(), &v4), (aaaa.as_ref(), &v6)])
             .ok_or(ResolveError::Internal)?
             .with_authority(authoritative);
+        let encoded = match &ede {
+            Some(ede) => encoded.with_ede(ede),
+            None => encoded,
+        };
         Ok(Response::once(encoded, source))
+    }
+}
+
+/// The extended error that a response is served with.
+fn ede_of(response: &Response) -> Option<Ede> {
+    let encoded = response.entry.encoded();
+    match response.aging {
+        Aging::Stale if encoded.rcode() == Rcode::NXDOMAIN => {
+            Some(Ede::new(EdeCode::STALE_NXDOMAIN, ""))
+        }
+        Aging::Stale => Some(Ede::new(EdeCode::STALE_ANSWER, "")),
+        Aging::Fresh | Aging::Elapsed(_) => encoded.ede(),
     }
 }
 
@@ -72,7 +92,6 @@ fn merged(query: &Query, parts: [(Option<&Response>, &Query); 2]) -> Option<Enco
     let empty = build::authoritative(query, Rcode::NOERROR, &[], &[]);
     let mut whole = Message::from_vec(empty.as_wire()).ok()?;
     whole.metadata.response_code = rcode;
-    whole.edns = messages.iter().find_map(|message| message.edns.clone());
     if answers.is_empty() {
         whole.add_authorities(messages.into_iter().next()?.authorities);
     }

@@ -172,14 +172,30 @@ impl Resolver {
         }
     }
 
-    /// The response, or that there is no such name where it names what the asker does not see: the cluster zone
-    /// minds that itself, others do not.
+    /// The response, or one without data where it names what the asker does not see: the cluster zone minds
+    /// that itself, others do not.
+    ///
+    /// An alias of a hidden name leads to no such name, and a reverse name is as if nobody had it. Any other
+    /// name exists, whatever its records lead to: NXDOMAIN would deny those of its other types too.
+    ///
+    /// Source: RFC 6604 §3, RFC 8020 §2
     fn screened(&self, query: &Query, response: Response, to: To<'_>) -> Response {
-        let is_ours = response.entry.origin() == Origin::Cluster;
-        if is_ours || to.may_see(response.entry.encoded()) {
+        let encoded = response.entry.encoded();
+        let origin = response.entry.origin();
+        // What an alias of our own leads to is told to who asks for an address.
+        let is_own_alias = origin == Origin::Local && query.qtype == Qtype::CNAME;
+        if origin == Origin::Cluster || is_own_alias || to.may_see(encoded) {
             return response;
         }
-        self.once(query, to.cluster.denial(query))
+        self.denied(query, to, exists_behind(encoded, 0) && !is_reverse(&query.qname))
+    }
+
+    /// That there is no such name, or where it `exists` nothing of the type.
+    fn denied(&self, query: &Query, to: To<'_>, exists: bool) -> Response {
+        self.metrics.zone.denials.inc();
+        let rcode = if exists { Rcode::NOERROR } else { Rcode::NXDOMAIN };
+        let encoded = to.cluster.denial(query, rcode);
+        self.served(query, encoded, (self.zone_of(query), Origin::Cluster))
     }
 
     /// The response to `query`, whose name is this alias, as the asker sees its target.
@@ -202,7 +218,8 @@ impl Resolver {
                     if to.may_see(whole.entry.encoded()) {
                         return Ok(whole);
                     }
-                    let denied = self.once(&target, to.cluster.denial(&target));
+                    let exists = exists_behind(whole.entry.encoded(), aliases.len());
+                    let denied = self.denied(&target, to, exists && !is_reverse(&target.qname));
                     let led = self.led(query, &aliases, (&target, &denied));
                     return led.ok_or(ResolveError::Internal);
                 }
@@ -247,6 +264,17 @@ impl Resolver {
         let epoch = self.cache.epoch(query.qname.as_wire());
         Response::once(encoded, Source { zone, origin, epoch })
     }
+}
+
+/// Tells whether the name that this many aliases lead to exists in a response, and is no alias itself.
+fn exists_behind(encoded: &Encoded, aliases: usize) -> bool {
+    let is_alias = |rtype: &Qtype| *rtype == Qtype::CNAME;
+    encoded.rcode() == Rcode::NOERROR && encoded.answer_types().filter(is_alias).count() <= aliases
+}
+
+/// Tells whether a name stands for an address.
+fn is_reverse(name: &Name) -> bool {
+    name.as_wire().ends_with(b"\x04arpa\0")
 }
 
 /// Where the name stands that a record leads to, if its type leads to one.

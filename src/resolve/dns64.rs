@@ -10,7 +10,7 @@ use hickory_proto::rr::{RData, RecordType};
 use super::Response;
 use super::alias::decode;
 use super::local::LocalAnswer;
-use super::rewrite::signs_address;
+use super::rewrite::{address_of as address_of_record, signs_address};
 use crate::config::Network;
 use crate::dns::build::{self, LocalRecord};
 use crate::dns::name::Name;
@@ -84,6 +84,14 @@ impl Dns64 {
         }
         let embedded = Ipv4Addr::from(embedded);
         (self.embed(embedded) == address).then_some(embedded)
+    }
+
+    /// Tells whether an answer holds an address that stands for an IPv4 address.
+    pub fn has_made(&self, encoded: &Encoded) -> bool {
+        let is_made = |address| matches!(address, IpAddr::V6(v6) if self.extract(v6).is_some());
+        encoded
+            .records()
+            .any(|(_, record)| address_of_record(encoded, &record).is_some_and(is_made))
     }
 
     /// What we answer ourselves: the well-known name, its reverse names, and the reverse names of

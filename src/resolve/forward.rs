@@ -1,10 +1,12 @@
 //! The forward side: cache, then the exchange that identical queries share, then the cache again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use tokio::task::JoinHandle;
 
+use super::dns64::Dns64;
 use super::inflight::{Lead, Outcome, Role};
 use super::route::ForwardZone;
 use super::{ResolveError, Resolver, Response, dns64, rewrite};
@@ -12,6 +14,7 @@ use crate::cache::entry::Entry;
 use crate::cache::key::{Key, KeyBuffer};
 use crate::cache::{Cache, Found, Source};
 use crate::clock;
+use crate::config::TtlBounds;
 use crate::dns::build;
 use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
@@ -26,6 +29,13 @@ const STALE_AFTER: Duration = Duration::from_millis(1800);
 
 /// How often who waits for a fresh answer looks whether the upstreams went down meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What upstreams have said.
+pub(super) struct Told {
+    pub(super) encoded: Encoded,
+    /// False where an alias came without its target, which could not be resolved.
+    pub(super) is_whole: bool,
+}
 
 impl Resolver {
     /// The response of a forward zone: fresh from the cache, from an upstream, or stale.
@@ -93,11 +103,7 @@ impl Resolver {
         zone: &Arc<ForwardZone>,
     ) -> Option<Outcome> {
         match self.in_flight.join(key) {
-            Role::Lead(lead) => {
-                let (this, query, zone) = (Arc::clone(self), query.clone(), Arc::clone(zone));
-                let key = key.clone();
-                tokio::spawn(async move { this.lead(lead, &query, &key, &zone).await }).await.ok()
-            }
+            Role::Lead(lead) => self.detached(lead, query, key, zone).await.ok(),
             Role::Follow(follow) => {
                 self.count_coalesced(zone);
                 follow.outcome().await
@@ -105,12 +111,25 @@ impl Resolver {
         }
     }
 
+    /// Does what the others wait for in a task of its own.
+    fn detached(
+        self: &Arc<Self>,
+        lead: Lead,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &Arc<ForwardZone>,
+    ) -> JoinHandle<Outcome> {
+        let (this, query, zone) = (Arc::clone(self), query.clone(), Arc::clone(zone));
+        let key = key.clone();
+        tokio::spawn(async move { this.lead(lead, &query, &key, &zone).await })
+    }
+
     /// Asks the zone's upstreams, or waits for an identical query that does.
     pub(super) async fn ask(
         self: &Arc<Self>,
         query: &Query,
         key: &KeyBuffer,
-        zone: &ForwardZone,
+        zone: &Arc<ForwardZone>,
     ) -> Outcome {
         loop {
             let epoch = self.cache.epoch_of(key);
@@ -141,7 +160,7 @@ impl Resolver {
         lead: Lead,
         query: &Query,
         key: &KeyBuffer,
-        zone: &ForwardZone,
+        zone: &Arc<ForwardZone>,
     ) -> Outcome {
         // An exchange may have ended between our lookup and now.
         let outcome = match self.cache.fresh(key, clock::now()) {
@@ -153,7 +172,7 @@ impl Resolver {
     }
 
     /// Asks the zone's upstreams although a fresh answer is there, unless somebody already does.
-    pub(super) async fn renew(self: &Arc<Self>, query: &Query, zone: &ForwardZone) {
+    pub(super) async fn renew(self: &Arc<Self>, query: &Query, zone: &Arc<ForwardZone>) {
         let key = KeyBuffer::from_query(query);
         if let Role::Lead(lead) = self.in_flight.join(&key) {
             let outcome = self.exchange(query, (&key, lead.key()), zone).await;
@@ -167,7 +186,7 @@ impl Resolver {
         self: &Arc<Self>,
         query: &Query,
         (key, kept): (&KeyBuffer, &Key),
-        zone: &ForwardZone,
+        zone: &Arc<ForwardZone>,
     ) -> Outcome {
         let epoch = self.cache.epoch_of(key);
         let source = Source { zone: zone.id, origin: Origin::Forward, epoch };
@@ -176,11 +195,14 @@ impl Resolver {
         // caught by the flush, anything else is not stored.
         let may_store = self.routes.load().lead_to(zone, &query.qname);
         match self.receive(query, key, zone).await {
-            Ok(encoded) if may_store => {
-                let offer = zone.rewrite.offer(encoded);
+            Ok(told) if may_store => {
+                let mut offer = zone.rewrite.offer(told.encoded);
+                if !told.is_whole {
+                    offer.ttl = self.for_a_moment();
+                }
                 Ok(self.cache.store(kept, offer, source, clock::now()))
             }
-            Ok(encoded) => Ok(Cache::once(encoded, source, clock::now())),
+            Ok(told) => Ok(Cache::once(told.encoded, source, clock::now())),
             Err(error) => {
                 let error = ResolveError::Exchange(Arc::new(error));
                 tracing::debug!(qname = %query.qname, qtype = %query.qtype, %error, "resolution failed");
@@ -193,56 +215,126 @@ impl Resolver {
         }
     }
 
+    /// TTL bounds of what is worth no more than a failure.
+    fn for_a_moment(&self) -> TtlBounds {
+        TtlBounds { min: Some(Duration::ZERO), max: Some(self.cache.policy().failure_ttl) }
+    }
+
     /// What upstreams say, as the zone wants it: screened, and with addresses synthesised.
     async fn receive(
         self: &Arc<Self>,
         query: &Query,
         key: &KeyBuffer,
-        zone: &ForwardZone,
-    ) -> Result<Encoded, ExchangeError> {
+        zone: &Arc<ForwardZone>,
+    ) -> Result<Told, ExchangeError> {
         let began = clock::now();
         let dns64 = zone.rewrite.dns64(query);
         // A server that drops AAAA alone must leave time for A (RFC 6147 §5.1.2).
         let patience = zone.group.timeout() / if dns64.is_some() { 2 } else { 1 };
         let received = match zone.group.exchange_within(query, patience).await {
-            Ok(received) => Ok(self.whole(query, received.encoded, began + patience).await),
+            Ok(received) => self.whole(query, received.encoded, began + patience).await,
             Err(error) => Err(error),
         };
-        let received = received.map(|encoded| self.screen(query, key, zone, encoded));
-        let Some(dns64) = dns64 else { return received };
-        let received = received.map(|encoded| zone.rewrite.without_mapped(query, encoded));
-        if received
-            .as_ref()
-            .is_ok_and(|encoded| encoded.has_answer() || encoded.rcode() == Rcode::NXDOMAIN)
-        {
+        let received = received.map(|told| Told {
+            encoded: self.screen(query, key, zone, told.encoded),
+            is_whole: told.is_whole,
+        });
+        match dns64 {
+            None => received,
+            // Boxed: few zones have it, and each miss would carry it along.
+            Some(dns64) => {
+                Box::pin(self.with_addresses(query, zone, (dns64, received), began)).await
+            }
+        }
+    }
+
+    /// The response to a query for AAAA, or what is made of A where it has no address.
+    ///
+    /// A failure counts as NODATA: many a server fails for AAAA alone (RFC 6147 §5.1.2, §5.1.3).
+    async fn with_addresses(
+        self: &Arc<Self>,
+        query: &Query,
+        zone: &Arc<ForwardZone>,
+        (dns64, received): (&Dns64, Result<Told, ExchangeError>),
+        began: Instant,
+    ) -> Result<Told, ExchangeError> {
+        let received = received.map(|told| Told {
+            encoded: zone.rewrite.without_mapped(query, told.encoded),
+            is_whole: told.is_whole,
+        });
+        let is_final = match &received {
+            Ok(Told { encoded, .. }) => encoded.has_answer() || encoded.rcode() == Rcode::NXDOMAIN,
+            // Real addresses that are known are stale, not gone.
+            Err(_) => self.holds(query, |entry| !dns64.has_made(entry.encoded())),
+        };
+        if is_final {
             return received;
         }
-        // A failure counts as NODATA: many a server fails for AAAA alone (RFC 6147 §5.1.2, §5.1.3).
         let asked = Query { qtype: Qtype::A, ..query.clone() };
         let left = zone.group.timeout().saturating_sub(clock::now() - began);
-        let response = Box::pin(self.addresses(&asked, zone, left)).await;
-        let least = dns64::least_ttl(received.as_ref().ok());
-        response.and_then(|a| dns64.synthesise(&a, &asked, least)).map_or(received, Ok)
+        let response = match self.addresses(&asked, zone, left).await {
+            Ok(response) => response,
+            // Whether the name has addresses is not known: NODATA would hide it for as long as its SOA says.
+            Err(error) => return received.and(Err(error)),
+        };
+        let least = dns64::least_ttl(received.as_ref().ok().map(|told| &told.encoded));
+        match dns64.synthesise(&response, &asked, least) {
+            Some(encoded) => Ok(Told { encoded, is_whole: true }),
+            None => received,
+        }
+    }
+
+    /// Tells whether the cache holds an answer to `query`, fresh or stale, for which `is_such`.
+    pub(super) fn holds(&self, query: &Query, is_such: impl Fn(&Entry) -> bool) -> bool {
+        match self.cache.lookup(&KeyBuffer::from_query(query), clock::now()) {
+            Found::Fresh(entry) | Found::Stale(entry) => {
+                entry.encoded().has_answer() && is_such(&entry)
+            }
+            Found::Absent => false,
+        }
     }
 
     /// The response to a query for A, from the cache or within the time that is `left`.
     async fn addresses(
         self: &Arc<Self>,
         asked: &Query,
-        zone: &ForwardZone,
+        zone: &Arc<ForwardZone>,
         left: Duration,
-    ) -> Option<Response> {
+    ) -> Result<Response, ExchangeError> {
         let (key, now) = (KeyBuffer::from_query(asked), clock::now());
         if let Some(entry) = self.cache.fresh(&key, now) {
-            return Some(Response { aging: entry.aging(now), entry });
+            return Ok(Response { aging: entry.aging(now), entry });
         }
-        if left.is_zero() || self.cache.failure(&key, now).is_some() {
-            return None;
+        let last: Arc<str> = "the upstream".into();
+        if let Some(failure) = self.cache.failure(&key, now) {
+            let failure = failure.encoded();
+            let (rcode, ede) = (failure.rcode(), failure.ede());
+            return Err(ExchangeError::Failed { upstream: last, rcode, ede });
         }
-        // Boxed: asking leads here again, though never for A.
-        let outcome = tokio::time::timeout(left, Box::pin(self.ask(asked, &key, zone))).await;
-        let entry = outcome.ok()?.ok()?;
-        Some(Response { entry, aging: Aging::Fresh })
+        // Others may wait for it, so it goes on when the time is over.
+        match tokio::time::timeout(left, self.renewed(asked, &key, zone)).await {
+            Ok(Ok(entry)) => Ok(Response { entry, aging: Aging::Fresh }),
+            Ok(Err(ResolveError::Exchange(error))) => Err((*error).clone()),
+            Ok(Err(_)) | Err(_) => Err(ExchangeError::Timeout { last, waited: left }),
+        }
+    }
+
+    /// As [`Resolver::ask`]; what is asked goes on when nobody waits for it any more.
+    async fn renewed(
+        self: &Arc<Self>,
+        query: &Query,
+        key: &KeyBuffer,
+        zone: &Arc<ForwardZone>,
+    ) -> Outcome {
+        loop {
+            let epoch = self.cache.epoch_of(key);
+            match self.renewal(query, key, zone).await {
+                // It began before the name changed.
+                Some(Ok(entry)) if entry.epoch() != epoch => {}
+                Some(outcome) => return outcome,
+                None => {}
+            }
+        }
     }
 
     /// Takes out what rebinding protection withholds, counts it, and logs it where it is news.

@@ -215,6 +215,8 @@ impl Resolver {
             self.metrics.cache.prefetches.inc();
             zone.group.counters().prefetches.inc();
             let (this, zone) = (Arc::clone(self), Arc::clone(zone));
+            // Whoever's hit it was: an upstream that is asked without refuses.
+            let query = Query { recursion_desired: true, ..query };
             tokio::spawn(async move { this.renew(&query, &zone).await });
         }
     }

@@ -154,7 +154,7 @@ pub(super) fn signs_address(encoded: &Encoded, record: &RecordAt) -> bool {
 }
 
 /// The address of an A or AAAA record.
-fn address_of(encoded: &Encoded, record: &RecordAt) -> Option<IpAddr> {
+pub(super) fn address_of(encoded: &Encoded, record: &RecordAt) -> Option<IpAddr> {
     if record.class != Qclass::IN.0 {
         return None;
     }

@@ -111,6 +111,9 @@ fn leading(seen: &Seen) -> Option<Action> {
         ("port.example.org.", qtype::SRV) => {
             address(reply.answer(&seen.qname, qtype::SRV, 60, &srv())).now()
         }
+        ("corp.cluster.local.", qtype::NS) => {
+            address(reply.answer(&seen.qname, qtype::NS, 60, &to)).now()
+        }
         ("mail.example.org.", qtype::MX) => {
             let mx = [&[0, 1][..], &to].concat();
             reply.answer(&seen.qname, qtype::MX, 60, &mx).now()
@@ -305,18 +308,22 @@ fn what_others_say_is_told_only_to_those_who_may_see_every_name_in_it() {
     let deep = "[[forward]]\nzone = \"deep.pay.svc.cluster.local\"\n";
     let (_place, daemon, sink) = start_beside(zone, deep);
     for round in 0..3 {
-        for (name, kind, seen) in [
-            ("alias.example.org", qtype::A, "198.18.0.2"),
-            ("in.corp.cluster.local", qtype::A, "198.18.0.2"),
-            ("port.example.org", qtype::SRV, ""),
-            ("mail.example.org", qtype::MX, ""),
+        // An alias leads to no such name; of what else leads there the name itself exists.
+        let (nx, ok) = (rcode::NXDOMAIN, rcode::NOERROR);
+        for (name, kind, seen, code) in [
+            ("alias.example.org", qtype::A, "198.18.0.2", nx),
+            ("in.corp.cluster.local", qtype::A, "198.18.0.2", nx),
+            ("port.example.org", qtype::SRV, "", ok),
+            ("mail.example.org", qtype::MX, "", ok),
+            ("corp.cluster.local", qtype::NS, "", ok),
         ] {
             // Who may see it goes first: the cache holds the answer.
             let answer = from(&daemon, PAY, name, kind);
             assert!(answer.data(qtype::A).join(" ").contains(seen), "{name} {round}");
             assert!(!answer.answers.is_empty(), "{name} {round}");
             let answer = from(&daemon, SHOP, name, kind);
-            assert_eq!(answer.rcode(), rcode::NXDOMAIN, "{name} {round}");
+            assert_eq!((answer.rcode(), answer.answers.len()), (code, 0), "{name} {round}");
+            assert_eq!(answer.authority.len(), 1, "{name} {round}: it is to be cached");
             let records = answer.answers.iter().chain(&answer.authority).chain(&answer.additional);
             for record in records {
                 let text = format!("{} {}", record.owner, record.data);

@@ -281,3 +281,58 @@ async fn a_stale_answer_waits_for_nothing_while_all_upstreams_are_down() {
     let response = stage.ask("example.org", Qtype::A).await.expect("stale");
     assert_eq!((response.aging, clock::now() - began), (Aging::Stale, Duration::ZERO));
 }
+
+#[tokio::test]
+async fn an_alias_whose_target_fails_replaces_no_whole_answer_and_is_kept_for_a_moment_only() {
+    let alias = |seen: &Seen| message::answer(&seen.wire, &[(Qtype::CNAME, 60, b"\x01t\0")]);
+    let stage = Stage::new("", move |seen| {
+        vec![Act::Send(match seen.wire[13].to_ascii_lowercase() {
+            b't' => message::answer_a(&seen.wire, [192, 0, 2, 1], 60),
+            _ => alias(seen),
+        })]
+    })
+    .await;
+    let (_, whole) = stage.answer("a.example.org", Qtype::A).await;
+    assert_eq!(whole.len(), 2, "{whole:?}");
+    stage.upstream.behave(move |seen| {
+        vec![Act::Send(match seen.wire[13].to_ascii_lowercase() {
+            b't' => message::empty(&seen.wire, Rcode::SERVFAIL),
+            _ => alias(seen),
+        })]
+    });
+    skip(61 * SECOND).await;
+    assert_eq!(stage.answer("a.example.org", Qtype::A).await.1, whole);
+    let response = stage.ask("b.example.org", Qtype::A).await.expect("the alias");
+    assert_eq!(ttls(&response), [1], "as long as a failure");
+    assert!(!response.entry.encoded().has_answer());
+}
+
+#[tokio::test]
+async fn what_may_not_be_kept_ends_the_stale_time_of_what_was_before() {
+    for newest in [
+        |seen: &Seen| message::answer_a(&seen.wire, [192, 0, 2, 2], 0),
+        |seen: &Seen| message::empty(&seen.wire, Rcode::NXDOMAIN),
+        |seen: &Seen| message::empty(&seen.wire, Rcode::NOERROR),
+    ] {
+        let stage = Stage::new("", well_behaved).await;
+        stage.ask("example.org", Qtype::A).await.expect("answered");
+        stage.upstream.behave(move |seen| vec![Act::Send(newest(seen))]);
+        skip(61 * SECOND).await;
+        let response = stage.ask("example.org", Qtype::A).await.expect("answered");
+        assert_eq!(response.aging, Aging::Fresh);
+        stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+        let response = stage.ask("example.org", Qtype::A).await;
+        assert!(response.is_err(), "{response:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_renewed_with_recursion_desired_whoever_has_asked_for_it() {
+    let stage = Stage::new("", well_behaved).await;
+    let asked = Query { recursion_desired: false, ..query("example.org", Qtype::A) };
+    stage.resolver.prefetch(asked);
+    while stage.upstream.count() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(stage.upstream.seen().iter().all(|seen| seen.wire[2] & 1 == 1), "RD");
+}

@@ -304,3 +304,71 @@ async fn the_target_of_an_alias_is_screened_by_the_zones_own_rules() {
     let (_, answer) = stage.answer("a.example.org", Qtype::A).await;
     assert!(!answer.iter().any(|record| record.contains("10.0.0.1")), "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_failure_of_the_a_query_is_a_failure_and_hides_no_name() {
+    // What is asked is seen in the answer to A alone: AAAA is NODATA for 90 s all the time.
+    let a_fails = |seen: &Seen| match seen.qtype() {
+        Qtype::A => vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))],
+        _ => by_type(seen, &[]),
+    };
+    let stage = Stage::of("", DNS64, well_behaved).await;
+    stage.ask("example.org", Qtype::AAAA).await.expect("answered");
+    stage.upstream.behave(a_fails);
+    skip(61 * SECOND).await;
+    let stale = stage.ask("example.org", Qtype::AAAA).await.expect("stale");
+    assert_eq!((stale.aging, stale.entry.encoded().is_negative()), (Aging::Stale, false));
+    let failed = stage.ask("new.example.org", Qtype::AAAA).await;
+    assert!(matches!(failed, Err(ResolveError::Exchange(_))), "{failed:?}");
+    let sent = stage.upstream.count();
+    let again = stage.ask("new.example.org", Qtype::AAAA).await;
+    assert!(matches!(again, Err(ResolveError::Remembered { .. })), "{again:?}");
+    assert_eq!(stage.upstream.count(), sent);
+    stage.upstream.behave(well_behaved);
+    skip(2 * SECOND).await;
+    for name in ["example.org", "new.example.org"] {
+        let (_, answer) = stage.answer(name, Qtype::AAAA).await;
+        assert_eq!(answer, [format!("{name}. AAAA 64:ff9b::c000:201")]);
+    }
+}
+
+#[tokio::test]
+async fn real_addresses_that_are_stale_win_over_those_made_of_a_while_aaaa_fails() {
+    let real: &[u8] = &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let both = move |seen: &Seen| {
+        let a: &[_] = &[(Qtype::A, 600, &[192u8, 0, 2, 1][..])];
+        by_type(seen, &[(Qtype::AAAA, &[(Qtype::AAAA, 60, real)]), (Qtype::A, a)])
+    };
+    let stage = Stage::of("", DNS64, both).await;
+    for qtype in [Qtype::A, Qtype::AAAA] {
+        stage.ask("example.org", qtype).await.expect("answered");
+    }
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    for _ in 0..3 {
+        skip(61 * SECOND).await;
+        let (_, answer) = stage.answer("example.org", Qtype::AAAA).await;
+        assert_eq!(answer, ["example.org. AAAA 2001:db8::1"]);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_is_not_sent_back_when_the_time_for_addresses_is_over() {
+    let silent_for_a = |seen: &Seen| match seen.qtype() {
+        Qtype::A => Vec::new(),
+        _ => [vec![Act::Wait(Duration::from_millis(100))], by_type(seen, &[])].concat(),
+    };
+    let stage = Stage::of("", DNS64, silent_for_a).await;
+    let (aaaa, a) = tokio::join!(stage.ask("example.org", Qtype::AAAA), async {
+        while !stage.upstream.seen().iter().any(|seen| seen.qtype() == Qtype::A) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stage.ask("example.org", Qtype::A).await
+    });
+    assert!(aaaa.is_err() && a.is_err());
+    // One exchange of 300 ms for A, whose end both have seen: a second one would leave no failure behind.
+    assert_eq!(stage.metrics.cache.coalesced.get(), 1);
+    let sent = stage.upstream.count();
+    let again = stage.ask("example.org", Qtype::A).await;
+    assert!(matches!(again, Err(ResolveError::Remembered { .. })), "{again:?}");
+    assert_eq!(stage.upstream.count(), sent);
+}

@@ -161,3 +161,26 @@ async fn an_alias_whose_target_the_upstream_left_out_is_followed() {
     let (_, answer) = stage.answer("a.example.org", Qtype::CNAME).await;
     assert_eq!(answer.len(), 1, "who asks for the alias gets it");
 }
+
+#[tokio::test]
+async fn any_by_udp_says_why_it_is_what_it_is_whichever_part_knows() {
+    let keys = "rebind_protection = true";
+    let inner: &[u8] = &[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let script = move |seen: &Seen| {
+        let a: &[_] = &[(Qtype::A, 600, &[192u8, 0, 2, 1][..])];
+        by_type(seen, &[(Qtype::AAAA, &[(Qtype::AAAA, 60, inner)]), (Qtype::A, a)])
+    };
+    let stage = Stage::of("", keys, script).await;
+    let ede = async || {
+        let response = stage.ask("example.org", Qtype::ANY).await.expect("answered");
+        response.entry.encoded().ede().map(|ede| ede.code)
+    };
+    assert_eq!(ede().await, Some(crate::dns::ede::EdeCode::BLOCKED), "of AAAA alone");
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    skip(61 * SECOND).await;
+    assert_eq!(
+        ede().await,
+        Some(crate::dns::ede::EdeCode::STALE_ANSWER),
+        "AAAA is stale, A is not"
+    );
+}
