@@ -76,7 +76,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["moka"], &["src/cache/store.rs"]),
-    (&["smallvec"], &["src/serve/udp.rs", "src/upstream/exchange.rs"]),
+    (&["smallvec"], &["src/serve/udp.rs", "src/upstream/candidate.rs", "src/upstream/exchange.rs"]),
     (&["netlink_sys", "netlink_packet_core", "netlink_packet_route"], &["src/netlink/"]),
     (&["hdrhistogram", "plotters", "indicatif"], &["src/bench/"]),
     (

@@ -99,7 +99,7 @@ pub(super) fn write_upstreams(
         let samples = upstreams().map(|(labels, upstream)| (labels, count(upstream).get()));
         families.counters(name, samples)?;
     }
-    let down = upstreams().map(|(labels, upstream)| (labels, upstream.down.get()));
+    let down = upstreams().map(|(labels, upstream)| (labels, upstream.down.get().min(1)));
     families.gauges("nodens_upstream_down", down)?;
     let in_flight = upstreams().map(|(labels, upstream)| (labels, upstream.in_flight.get()));
     families.gauges("nodens_upstream_in_flight", in_flight)

@@ -186,7 +186,7 @@ pub struct UpstreamMetrics {
     /// Messages ignored: another id, question, case, or malformed.
     pub mismatched: Counter,
     pub unreachable: Counter,
-    /// 1 while it counts as down.
+    /// How many of its form count as down: one, unless the forms of several are the same.
     pub down: Gauge,
     pub in_flight: Gauge,
     /// Probes of a down upstream that got no response.

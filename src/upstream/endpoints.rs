@@ -33,7 +33,6 @@ impl Upstreams {
         let groups = self.all_groups();
         let moved: Vec<_> = groups.iter().filter(|group| group.names(source)).collect();
         let before: Vec<_> = moved.iter().map(|group| self.refresh(group, &sources)).collect();
-        drop(sources);
         for old in before.iter().flat_map(|members| members.iter()) {
             let is_asked = |group: &Arc<Group>| {
                 group.members.load().iter().any(|member| Arc::ptr_eq(&member.peer, &old.peer))
@@ -42,6 +41,8 @@ impl Upstreams {
                 old.peer.vanish();
             }
         }
+        // Only now: another change might have made one of them a member again meanwhile.
+        drop(sources);
         moved.iter().for_each(|group| group.moved.notify_waiters());
     }
 
@@ -53,6 +54,11 @@ impl Upstreams {
     /// Tells whether anybody has said who belongs to `source`.
     pub fn knows(&self, source: &EndpointSource) -> bool {
         locked(&self.sources).contains_key(source)
+    }
+
+    /// Who belongs to `source`, as was said last.
+    pub fn endpoints(&self, source: &EndpointSource) -> Box<[SocketAddr]> {
+        locked(&self.sources).get(source).cloned().unwrap_or_default()
     }
 
     /// Puts the members of this moment in force; gives back those of before.

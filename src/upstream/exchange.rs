@@ -13,31 +13,32 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome};
+use super::candidate::Candidates;
 use super::endpoints::Moved;
 use super::health::Standing;
-use super::peer::Peer;
 use super::ports::PortClass;
-use super::select;
 use super::verify::Style;
 use super::{ExchangeError, Group, Received};
 use crate::clock;
-use crate::config::Transport;
 use crate::dns::query::Query;
 
 /// How long retransmissions come at a steady pace; then each wait doubles.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// The longest wait between two retransmissions.
-const MAX_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait between two retransmissions: an upstream that is back is asked within it.
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// The shortest wait, whatever the configuration says.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
-/// Attempts of one exchange that are listened to at one time.
+/// Attempts of one exchange that are listened to at one time: the first, and the latest.
 const MAX_ATTEMPTS: usize = 24;
 
 /// How long an exchange waits for an upstream to appear where they come and go and none is there.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The wait before an upstream is asked again that may be restarting.
+const RESTART_WAIT: Duration = Duration::from_millis(50);
 
 /// An attempt under way.
 struct Running<'a> {
@@ -47,21 +48,6 @@ struct Running<'a> {
     reported: bool,
     /// `None` for the first attempt, mostly the only one: it needs no allocation, [`run`] holds it.
     outcome: Option<Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>>,
-}
-
-/// One upstream that may be asked in this exchange.
-struct Candidate {
-    peer: Arc<Peer>,
-    /// It has failed or vanished for good; what it may still say is not waited for.
-    is_out: bool,
-    asked: u32,
-}
-
-impl Candidate {
-    /// One that was not asked yet.
-    fn new(peer: &Arc<Peer>) -> Self {
-        Self { peer: Arc::clone(peer), is_out: false, asked: 0 }
-    }
 }
 
 /// What happens next.
@@ -85,8 +71,8 @@ struct Exchange<'a> {
     deadline: Instant,
     again_at: Instant,
     wait: Duration,
-    // One of each is the usual case, which needs no allocation.
-    candidates: SmallVec<[Candidate; 1]>,
+    candidates: Candidates,
+    // One is the usual case, which needs no allocation.
     running: SmallVec<[Running<'a>; 1]>,
     failure: Option<ExchangeError>,
 }
@@ -124,9 +110,8 @@ impl<'a> Exchange<'a> {
     /// An exchange with the group's upstreams in the order of this moment.
     fn new(group: &'a Group, query: &'a Query, limit: Duration) -> Result<Self, ExchangeError> {
         let members = group.members.load();
-        let usable = members.iter().filter(|member| !member.is_looping());
-        let mut candidates: SmallVec<[_; 1]> =
-            usable.map(|member| Candidate::new(&member.peer)).collect();
+        let started = clock::now();
+        let candidates = Candidates::order(&members, started);
         match members.first() {
             None if !group.is_moving() => return Err(ExchangeError::NoUpstream),
             Some(first) if candidates.is_empty() => {
@@ -134,13 +119,6 @@ impl<'a> Exchange<'a> {
             }
             _ => {}
         }
-        if candidates.len() > 1 {
-            let views: Vec<_> = candidates.iter().map(|known| known.peer.view()).collect();
-            let order = select::order(&views, &mut rand::rng()).into_iter();
-            let at = |index: usize| Some(Candidate::new(&candidates.get(index)?.peer));
-            candidates = order.filter_map(at).collect();
-        }
-        let started = clock::now();
         group.budget().begin(started);
         if members.iter().all(|member| member.peer.standing() == Standing::Down) {
             group.metrics.forward.all_down.inc();
@@ -170,7 +148,7 @@ impl<'a> Exchange<'a> {
 
     /// An attempt at a candidate, noted as running.
     fn attempt(&mut self, index: usize) -> Attempt<'a> {
-        let candidate = &mut self.candidates[index];
+        let candidate = self.candidates.at_mut(index);
         candidate.asked += 1;
         let attempt = Attempt::new(Arc::clone(&candidate.peer), self.query, self.group.terms);
         let attempt = if candidate.asked > 1 { attempt.again() } else { attempt };
@@ -242,33 +220,32 @@ impl<'a> Exchange<'a> {
         index: usize,
         outcome: Outcome,
     ) -> Option<Result<Received, ExchangeError>> {
-        let upstream = Arc::clone(&self.candidates[index].peer.form);
+        let upstream = Arc::clone(&self.candidates.at(index).peer.form);
         let failure = match outcome {
             Outcome::Answered(received) => return Some(Ok(received)),
             Outcome::Failed { rcode, ede } => ExchangeError::Failed { upstream, rcode, ede },
             Outcome::Unreachable(reason) => ExchangeError::Unreachable { upstream, reason },
             Outcome::Overloaded => ExchangeError::Overloaded { upstream },
         };
-        let has_spoken = matches!(failure, ExchangeError::Failed { .. });
         let is_shed = matches!(failure, ExchangeError::Overloaded { .. });
         self.note(failure);
         // Where there was no room for one more message, those that are out are still waited for.
         if !is_shed {
             self.running.retain(|other| other.candidate != index);
         }
-        self.candidates[index].is_out = self.running.iter().all(|other| other.candidate != index);
-        if let Some(next) = self.untried() {
-            self.group.budget().take(clock::now());
+        let is_out = self.running.iter().all(|other| other.candidate != index);
+        self.candidates.at_mut(index).is_out = is_out;
+        if let Some(next) = self.candidates.untried()
+            && self.group.budget().take(clock::now())
+        {
             self.ask(next);
             return None;
         }
+        let has_spoken = matches!(self.failure, Some(ExchangeError::Failed { .. }));
         if self.running.is_empty() {
-            if has_spoken || !self.group.is_moving() {
-                return Some(Err(self.give_up()));
-            }
-            // The endpoint is gone before anybody has said so; the next may be on its way.
-            self.wait_for_upstreams();
-            return None;
+            let waits =
+                !has_spoken && (self.wait_for_budget() || !is_shed && self.wait_for_anybody());
+            return (!waits).then(|| Err(self.give_up()));
         }
         if has_spoken && self.hopes_on_nobody() {
             // One has said no and the others hang: they get one more long wait, not the whole time.
@@ -277,33 +254,51 @@ impl<'a> Exchange<'a> {
         None
     }
 
+    /// Waits until the budget allows to ask the next upstream, if there is one that may answer.
+    fn wait_for_budget(&mut self) -> bool {
+        let untried = self.candidates.untried();
+        let waits =
+            untried.is_some_and(|next| self.candidates.at(next).peer.standing() != Standing::Down);
+        if waits {
+            self.again_at = clock::now() + RESTART_WAIT;
+        }
+        waits
+    }
+
+    /// Waits where nobody is left who was asked, and nobody has said anything, if that is worth it: an upstream
+    /// may be restarting, or the next endpoint on its way.
+    fn wait_for_anybody(&mut self) -> bool {
+        let now = clock::now();
+        let restarts = self.candidates.await_restart(now);
+        if restarts || self.group.is_moving() {
+            self.wait_for_upstreams();
+        }
+        if restarts {
+            self.again_at = now + RESTART_WAIT;
+        }
+        restarts || self.group.is_moving()
+    }
+
     /// Waits a while for an upstream to appear.
     fn wait_for_upstreams(&mut self) {
-        self.deadline = self.deadline.min(self.started + EMPTY_PATIENCE);
+        let (end, now) = (self.started + self.limit, clock::now());
+        self.deadline = end.min(now + EMPTY_PATIENCE);
         self.again_at = self.deadline;
     }
 
     /// Lets go of upstreams that have vanished and takes in those that came; asks at once where nobody
     /// is left who was asked.
     fn follow_members(&mut self) {
-        for index in 0..self.candidates.len() {
-            if self.candidates[index].peer.is_gone() {
-                self.candidates[index].is_out = true;
-                self.running.retain(|running| running.candidate != index);
-            }
-        }
-        for member in self.group.members.load().iter().filter(|member| !member.is_looping()) {
-            let is_candidate = |known: &Candidate| Arc::ptr_eq(&known.peer, &member.peer);
-            if !self.candidates.iter().any(|known| is_candidate(known) && !known.is_out) {
-                self.candidates.push(Candidate::new(&member.peer));
-            }
-        }
+        self.candidates.follow(&self.group.members.load());
+        let candidates = &self.candidates;
+        self.running.retain(|running| !candidates.at(running.candidate).is_out);
         if !self.running.is_empty() {
             return;
         }
-        match self.untried() {
+        match self.candidates.untried() {
             Some(next) => {
-                self.group.budget().take(clock::now());
+                // Whatever the budget says: who asked is owed an endpoint that is there.
+                self.group.budget().spend(clock::now());
                 self.deadline = self.started + self.limit;
                 self.ask(next);
             }
@@ -313,8 +308,8 @@ impl<'a> Exchange<'a> {
 
     /// Tells whether all that is waited for comes from upstreams that are not well.
     fn hopes_on_nobody(&self) -> bool {
-        let standing = |running: &Running<'_>| self.candidates[running.candidate].peer.standing();
-        self.running.iter().all(|running| standing(running) != Standing::Well)
+        let peer = |running: &Running<'_>| &self.candidates.at(running.candidate).peer;
+        self.running.iter().all(|running| peer(running).standing() != Standing::Well)
     }
 
     /// Keeps the failure that tells most: what an upstream said before what kept us from asking.
@@ -325,42 +320,42 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The first candidate that was not asked yet.
-    fn untried(&self) -> Option<usize> {
-        self.candidates.iter().position(|candidate| candidate.asked == 0 && !candidate.is_out)
-    }
-
     /// Sends once more, to the upstream that was asked least, if the budget allows it.
     fn ask_again(&mut self) {
         self.report_silence();
-        let now = clock::now();
-        let next = (0..self.candidates.len())
-            .filter(|&index| self.may_ask(index))
-            .min_by_key(|&index| self.candidates[index].asked);
-        let (Some(next), true) = (next, self.running.len() < MAX_ATTEMPTS) else {
+        let (now, class) = (clock::now(), PortClass::of_qtype(self.query.qtype));
+        let is_late = now.saturating_duration_since(self.started) >= STEADY;
+        let wait = if is_late { (self.wait * 2).min(MAX_WAIT) } else { self.wait };
+        let running = &self.running;
+        let has_query = |index| running.iter().any(|running| running.candidate == index);
+        let Some(next) = self.candidates.next(class, has_query) else {
             self.again_at = self.deadline;
             return;
         };
-        let wait = self.wait;
         // Without room a retransmission would go by TCP, and many of them at once where an upstream
         // is silent: the first message is still waited for.
-        let class = PortClass::of_qtype(self.query.qtype);
-        let has_room = self.candidates[next].peer.has_room_to_repeat(class);
+        let has_room = self.candidates.at(next).peer.has_room_to_repeat(class);
         if !has_room || !self.group.budget().take(now) {
-            self.again_at = now + wait;
+            (self.wait, self.again_at) = (wait, now + wait);
             return;
+        }
+        if self.running.len() >= MAX_ATTEMPTS {
+            // Not the first: what takes an upstream long is answered in the order of arrival.
+            self.running.remove(1);
+        }
+        if self.running.is_empty() {
+            self.deadline = self.started + self.limit;
         }
         self.count_further(next);
         self.ask(next);
-        if now.saturating_duration_since(self.started) >= STEADY {
-            self.wait = (wait * 2).min(MAX_WAIT);
-            self.again_at = now + self.wait;
+        if is_late {
+            (self.wait, self.again_at) = (wait, now + wait);
         }
     }
 
     /// Counts one more message: to an upstream that was asked already, or to another beside it.
     fn count_further(&self, index: usize) {
-        let (candidate, zone) = (&self.candidates[index], &self.group.counters);
+        let (candidate, zone) = (self.candidates.at(index), &self.group.counters);
         let (of_upstream, of_zone) = match candidate.asked {
             0 => (&candidate.peer.metrics.hedges, &zone.hedges),
             _ => (&candidate.peer.metrics.retries, &zone.retries),
@@ -369,20 +364,12 @@ impl<'a> Exchange<'a> {
         of_zone.inc();
     }
 
-    /// Tells whether another attempt makes sense: a stream that has the query already loses nothing.
-    fn may_ask(&self, index: usize) -> bool {
-        let candidate = &self.candidates[index];
-        let is_stream = candidate.peer.upstream.transport != Transport::Udp;
-        let is_running = self.running.iter().any(|running| running.candidate == index);
-        !(candidate.is_out || is_stream && is_running)
-    }
-
     /// Tells the upstreams' health which attempts have waited long enough, once each.
     fn report_silence(&mut self) {
         let now = clock::now();
         for running in self.running.iter_mut().filter(|running| !running.reported) {
             running.reported = true;
-            let peer = &self.candidates[running.candidate].peer;
+            let peer = &self.candidates.at(running.candidate).peer;
             peer.on_unanswered(running.style, self.query, now);
         }
     }
@@ -392,7 +379,7 @@ impl<'a> Exchange<'a> {
         self.report_silence();
         let waited = clock::now().saturating_duration_since(self.started);
         let last = self.running.last().map_or(0, |running| running.candidate);
-        let last = self.candidates.get(last).map(|last| Arc::clone(&last.peer.form));
+        let last = self.candidates.form(last);
         let silence =
             last.map_or(ExchangeError::NoUpstream, |last| ExchangeError::Timeout { last, waited });
         self.failure.take().unwrap_or(silence)

@@ -1,7 +1,7 @@
 //! What is known of an upstream's health and distance. Pure; `now` is passed in.
 //!
-//! The round-trip time learns from responses of any kind, never from what they say. An upstream
-//! that leaves queries unanswered or only fails is suspect and asked last; one that is silent for
+//! The round-trip time learns from responses of any kind, never from what they say; beside it stands what
+//! silence has cost lately. An upstream that leaves queries unanswered or only fails is suspect and asked last; one that is silent for
 //! a while, or says by ICMP that nobody listens, is down and probed until anything comes back.
 
 use std::time::{Duration, Instant};
@@ -24,6 +24,18 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// The first wait for an upstream whose distance is unknown.
 const UNKNOWN_RTT: Duration = Duration::from_millis(100);
 
+/// What a query without a response counts for in the order of upstreams: about the wait that it cost.
+const LOSS: Duration = Duration::from_millis(100);
+
+/// In this time what silence has cost counts for half: an upstream is not passed by for a passing loss.
+const LOSS_HALVES: Duration = Duration::from_secs(1);
+
+/// How long an upstream that refuses and did answer before may be about to restart.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// The age at which a measure of the distance is old.
+const MEASURE_AGE: Duration = Duration::from_secs(1);
+
 /// How far an upstream may be relied on; the lesser is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -44,10 +56,16 @@ pub enum Change {
 pub struct Health {
     /// Smoothed round-trip time and its mean deviation.
     rtt: Option<(Duration, Duration)>,
+    /// When that was measured last.
+    measured: Option<Instant>,
+    /// What silence has cost, smoothed, as of the moment beside it.
+    loss: Option<(Duration, Instant)>,
     /// Queries without a response since the last response.
     unanswered: u32,
     /// When the first of them was given up.
     silent_since: Option<Instant>,
+    /// When it said for the first time since its last response that nobody listens.
+    refused_since: Option<Instant>,
     /// Failures since the last conclusive response.
     failing: u32,
     is_down: bool,
@@ -56,8 +74,17 @@ pub struct Health {
 
 impl Health {
     /// Records a response of any kind; `rtt` where its time tells the distance.
-    pub fn on_response(&mut self, rtt: Option<Duration>, conclusive: bool) -> Option<Change> {
-        self.rtt = rtt.map(|rtt| self.smoothed(rtt)).or(self.rtt);
+    pub fn on_response(
+        &mut self,
+        rtt: Option<Duration>,
+        conclusive: bool,
+        now: Instant,
+    ) -> Option<Change> {
+        if let Some(rtt) = rtt {
+            (self.rtt, self.measured) = (Some(self.smoothed(rtt)), Some(now));
+        }
+        self.loss = self.loss.map(|(loss, at)| (loss / 8 * 7, at));
+        self.refused_since = None;
         self.failing = if conclusive { 0 } else { self.failing.saturating_add(1) };
         self.unanswered = 0;
         self.silent_since = None;
@@ -78,7 +105,34 @@ impl Health {
     pub fn on_unanswered(&mut self, now: Instant) -> Option<Change> {
         self.unanswered = self.unanswered.saturating_add(1);
         self.silent_since.get_or_insert(now);
+        self.loss = Some(((self.loss(now) * 7 + LOSS) / 8, now));
         self.look(now)
+    }
+
+    /// What a query's loss has cost lately on average.
+    fn loss(&self, now: Instant) -> Duration {
+        self.loss.map_or(Duration::ZERO, |(loss, at)| {
+            let halves = now.saturating_duration_since(at).as_millis() / LOSS_HALVES.as_millis();
+            u32::try_from(halves)
+                .ok()
+                .and_then(|halves| loss.checked_div(1 << halves.min(31)))
+                .unwrap_or_default()
+        })
+    }
+
+    /// How long an answer is likely to take, losses weighed in; `None` before the first response.
+    pub fn distance(&self, now: Instant) -> Option<Duration> {
+        self.srtt().map(|srtt| srtt + self.loss(now))
+    }
+
+    /// Tells whether the distance was not measured for long, or never.
+    pub fn is_measure_old(&self, now: Instant) -> bool {
+        self.measured.is_none_or(|at| now.saturating_duration_since(at) >= MEASURE_AGE)
+    }
+
+    /// Tells whether it has only just begun to say that nobody listens.
+    pub fn is_restarting(&self, now: Instant) -> bool {
+        self.refused_since.is_some_and(|since| now.saturating_duration_since(since) < RESTART)
     }
 
     /// Tells whether silence has lasted until the upstream counts as down; to be called now and then, since
@@ -93,6 +147,7 @@ impl Health {
     pub fn on_unreachable(&mut self, now: Instant) -> Option<Change> {
         self.unanswered = self.unanswered.saturating_add(1);
         self.silent_since.get_or_insert(now);
+        self.refused_since.get_or_insert(now);
         self.go_down()
     }
 
@@ -169,7 +224,7 @@ mod tests {
             ]
         );
         assert_eq!(health.look(start + 9000 * MS), None, "said once");
-        assert_eq!(health.on_response(Some(MS), false), Some(Change::CameBack));
+        assert_eq!(health.on_response(Some(MS), false, start), Some(Change::CameBack));
         assert_eq!(health.standing(), Standing::Well);
     }
 
@@ -192,7 +247,7 @@ mod tests {
         for n in 0..1000 {
             assert_eq!(health.on_unanswered(start + 10 * MS * n), None);
             if n % 4 == 3 {
-                health.on_response(Some(MS), true);
+                health.on_response(Some(MS), true, start);
             }
         }
     }
@@ -209,10 +264,10 @@ mod tests {
         let mut health = Health::default();
         for _ in 0..FAILING_AFTER {
             assert_eq!(health.standing(), Standing::Well);
-            health.on_response(Some(MS), false);
+            health.on_response(Some(MS), false, start());
         }
         assert_eq!(health.standing(), Standing::Suspect);
-        health.on_response(Some(MS), true);
+        health.on_response(Some(MS), true, start());
         assert_eq!(health.standing(), Standing::Well);
     }
 
@@ -220,11 +275,44 @@ mod tests {
     fn patience_follows_the_round_trip_time_between_floor_and_ceiling() {
         for (rtt, patience) in [(1, 20), (8, 24), (50, 150), (1000, 400)] {
             let mut health = Health::default();
-            health.on_response(Some(rtt * MS), true);
+            health.on_response(Some(rtt * MS), true, start());
             assert_eq!(health.patience(20 * MS, 400 * MS), patience * MS, "{rtt} ms");
         }
         assert_eq!(Health::default().patience(20 * MS, 400 * MS), UNKNOWN_RTT);
         assert_eq!(Health::default().patience(20 * MS, 50 * MS), 50 * MS);
+    }
+
+    #[test]
+    fn silence_counts_as_distance_for_some_seconds_and_never_makes_patience_longer() {
+        let (mut health, start) = (Health::default(), start());
+        health.on_response(Some(MS), true, start);
+        let patience = health.patience(20 * MS, 400 * MS);
+        assert_eq!(health.distance(start), Some(MS));
+        for _ in 0..4 {
+            health.on_unanswered(start);
+        }
+        let lossy = health.distance(start).expect("known");
+        assert!(lossy > 30 * MS && lossy < 60 * MS, "{lossy:?}");
+        assert_eq!((health.srtt(), health.patience(20 * MS, 400 * MS)), (Some(MS), patience));
+        assert!(health.distance(start + LOSS_HALVES).is_some_and(|less| less < lossy));
+        assert!(health.distance(start + 10 * LOSS_HALVES).is_some_and(|less| less < 2 * MS));
+        for _ in 0..40 {
+            health.on_response(Some(MS), true, start);
+        }
+        assert!(health.distance(start).is_some_and(|less| less < 2 * MS));
+    }
+
+    #[test]
+    fn an_upstream_may_be_restarting_for_a_second_after_it_first_refused() {
+        let (mut health, start) = (Health::default(), start());
+        assert!(!health.is_restarting(start));
+        health.on_unreachable(start);
+        health.on_unreachable(start + RESTART / 2);
+        assert!(health.is_restarting(start + RESTART / 2));
+        assert!(!health.is_restarting(start + RESTART));
+        health.on_response(None, false, start + RESTART);
+        health.on_unreachable(start + 2 * RESTART);
+        assert!(health.is_restarting(start + 2 * RESTART), "it was back meanwhile");
     }
 
     #[test]

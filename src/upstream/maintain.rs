@@ -63,7 +63,10 @@ impl Upstreams {
 
     /// Sends the probes that are due.
     fn probe(&self, now: Instant, probes: &mut JoinSet<()>) {
-        for peer in self.all_peers() {
+        let asked = self.asked_peers();
+        let is_left = |peer: &&Arc<Peer>| !asked.contains_key(&Arc::as_ptr(peer));
+        self.all_peers().iter().filter(is_left).for_each(|peer| peer.leave());
+        for peer in asked.into_values() {
             for query in peer.due_probes(now) {
                 let peer = Arc::clone(&peer);
                 probes.spawn(async move { probe_health(&peer, &query).await });
@@ -88,17 +91,16 @@ impl Upstreams {
             if Arc::strong_count(&known.peer) > 1 {
                 known.named = now;
             }
-            let is_kept = now.saturating_duration_since(known.named) < FORGET_AFTER;
-            if !is_kept {
-                known.peer.metrics.down.set(0);
-            }
-            is_kept
+            now.saturating_duration_since(known.named) < FORGET_AFTER
         });
     }
 }
 
 /// Asks an upstream that is not well; whatever it says is taken in by the attempt.
 async fn probe_health(peer: &Arc<Peer>, query: &Query) {
+    if peer.is_gone() {
+        return;
+    }
     let attempt = Attempt::new(Arc::clone(peer), query, TERMS).run();
     let outcome = tokio::time::timeout(PATIENCE, attempt).await;
     if !matches!(outcome, Ok(Outcome::Answered(_) | Outcome::Failed { .. })) {

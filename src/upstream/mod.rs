@@ -1,7 +1,7 @@
 //! Faces recursive resolvers: which one to ask, from which port, over what, and whether to believe it.
 //!
 //! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
-//! `attempt` asks one of them: [`ports`] gives the query a tuple that no other query holds (`lease`
+//! `attempt` asks one `candidate`: [`ports`] gives the query a tuple that no other query holds (`lease`
 //! is its socket, `pool` keeps some, `spare` moves one to another port, `tracks` leaves no conntrack
 //! entry behind), `udp` or `transport` (by a connection that `dial` makes) carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
@@ -11,6 +11,7 @@
 
 mod attempt;
 mod bits;
+mod candidate;
 mod dial;
 pub mod endpoints;
 mod exchange;
@@ -202,6 +203,13 @@ impl Upstreams {
         self.peers().values().map(|known| Arc::clone(&known.peer)).collect()
     }
 
+    /// The upstreams that some group asks, by their place in memory.
+    fn asked_peers(&self) -> HashMap<*const Peer, Arc<Peer>> {
+        let groups = self.all_groups();
+        let members = groups.iter().flat_map(|group| group.members.load_full().to_vec());
+        members.map(|member| (Arc::as_ptr(&member.peer), Arc::clone(&member.peer))).collect()
+    }
+
     /// Every group that is still in use.
     fn all_groups(&self) -> Vec<Arc<Group>> {
         let mut groups = locked(&self.groups);
@@ -302,9 +310,10 @@ impl Group {
         &self.counters
     }
 
-    /// Tells whether every upstream of the group counts as down at this moment.
+    /// Tells whether every upstream that the group asks counts as down at this moment.
     pub fn is_down(&self) -> bool {
-        self.members.load().iter().all(|member| member.peer.standing() == Standing::Down)
+        let is_down = |member: &Member| member.peer.standing() == Standing::Down;
+        self.members.load().iter().all(|member| member.is_looping() || is_down(member))
     }
 
     /// Tells whether any upstream of the group ever answered anything (readiness).

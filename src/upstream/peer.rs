@@ -39,6 +39,8 @@ pub struct Peer {
     has_answered: AtomicBool,
     /// It belonged to a set of endpoints and no longer does: nobody asks it.
     is_gone: AtomicBool,
+    /// It counts in the gauge of those that are down. Written with `learned` locked.
+    shows_down: AtomicBool,
     /// How often it came back after it had been down.
     returns: AtomicU32,
 }
@@ -71,6 +73,16 @@ struct Learned {
     probe: Option<Query>,
 }
 
+impl Learned {
+    /// Remembers a query that went wrong, but not a probe of the root: few upstreams serve it, and what has
+    /// gone wrong before would be forgotten.
+    fn remember(&mut self, query: &Query) {
+        if !query.qname.is_root() {
+            self.probe = Some(query.clone());
+        }
+    }
+}
+
 impl Peer {
     /// An upstream that nothing is known of.
     pub fn new(
@@ -90,6 +102,7 @@ impl Peer {
             in_flight: Default::default(),
             has_answered: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
+            shows_down: AtomicBool::new(false),
             returns: AtomicU32::new(0),
         }
     }
@@ -100,11 +113,12 @@ impl Peer {
     }
 
     /// What the choice of upstreams depends on.
-    pub fn view(&self) -> View {
+    pub fn view(&self, now: Instant) -> View {
         let learned = self.learned();
         View {
             standing: learned.health.standing(),
-            srtt: learned.health.srtt(),
+            distance: learned.health.distance(now),
+            is_measure_old: learned.health.is_measure_old(now),
             in_flight: self.in_flight(),
         }
     }
@@ -112,6 +126,16 @@ impl Peer {
     /// How far it may be relied on now.
     pub fn standing(&self) -> Standing {
         self.learned().health.standing()
+    }
+
+    /// The smoothed round-trip time; `None` before the first response.
+    pub fn srtt(&self) -> Option<Duration> {
+        self.learned().health.srtt()
+    }
+
+    /// Tells whether it did answer and has only just begun to say that nobody listens.
+    pub fn is_restarting(&self, now: Instant) -> bool {
+        self.has_answered() && !self.is_gone() && self.learned().health.is_restarting(now)
     }
 
     /// Exchanges in flight, all classes together.
@@ -134,14 +158,20 @@ impl Peer {
         self.is_gone.store(true, Ordering::Release);
         self.pool.clear();
         self.connections.set_shut(true);
-        self.metrics.down.set(0);
+        self.leave();
+    }
+
+    /// Notes that nobody asks it any more: it does not count as down.
+    pub fn leave(&self) {
+        let learned = self.learned();
+        self.show_down(false);
+        drop(learned);
     }
 
     /// Notes that the upstream is there, perhaps again.
     pub fn appear(&self) {
         if self.is_gone.swap(false, Ordering::AcqRel) {
             self.connections.set_shut(false);
-            self.metrics.down.set((self.standing() == Standing::Down).into());
         }
     }
 
@@ -194,7 +224,8 @@ impl Peer {
         if heard.style.edns {
             learned.manners.on_opt(knows_edns, heard.at);
         }
-        let change = learned.health.on_response(heard.measure(), true);
+        let change = learned.health.on_response(heard.measure(), true, heard.at);
+        self.show(change);
         drop(learned);
         self.count_response(heard, change);
     }
@@ -203,8 +234,9 @@ impl Peer {
     pub fn on_failure(&self, heard: &Heard, query: &Query) {
         let mut learned = self.learned();
         learned.manners.on_reply(heard.style, heard.at);
-        let change = learned.health.on_response(heard.measure(), false);
-        learned.probe = Some(query.clone());
+        let change = learned.health.on_response(heard.measure(), false, heard.at);
+        learned.remember(query);
+        self.show(change);
         drop(learned);
         self.metrics.failures.inc();
         self.count_response(heard, change);
@@ -216,7 +248,8 @@ impl Peer {
         let mut learned = self.learned();
         learned.manners.on_reply(heard.style, heard.at);
         let with_edns = learned.manners.on_cut(heard.style, heard.at);
-        let change = learned.health.on_response(heard.measure(), true);
+        let change = learned.health.on_response(heard.measure(), true, heard.at);
+        self.show(change);
         drop(learned);
         self.has_answered.store(true, Ordering::Relaxed);
         self.log(change);
@@ -236,7 +269,8 @@ impl Peer {
         let mut learned = self.learned();
         learned.manners.on_unanswered(style);
         let change = learned.health.on_unanswered(now);
-        learned.probe = Some(query.clone());
+        learned.remember(query);
+        self.show(change);
         drop(learned);
         self.metrics.timeouts.inc();
         self.log(change);
@@ -246,7 +280,8 @@ impl Peer {
     pub fn on_unreachable(&self, query: &Query, now: Instant) {
         let mut learned = self.learned();
         let change = learned.health.on_unreachable(now);
-        learned.probe = Some(query.clone());
+        learned.remember(query);
+        self.show(change);
         drop(learned);
         self.metrics.unreachable.inc();
         self.log(change);
@@ -262,7 +297,7 @@ impl Peer {
         self.learned().manners.on_wrong_case(qname, now);
     }
 
-    /// What to probe with, where that is due; it counts as sent.
+    /// What to probe with, where that is due; it counts as sent. Somebody asks the upstream.
     ///
     /// One query that every resolver answers at once, so that a slow name never brings its upstream
     /// down, and the one that went wrong, for upstreams that serve few zones and drop all else.
@@ -271,21 +306,33 @@ impl Peer {
         let change = learned.health.look(now);
         let is_due = !self.is_gone() && learned.health.is_probe_due(now);
         let last = learned.probe.clone().filter(|_| is_due);
+        // It may have come back to those who ask it.
+        self.show_down(!self.is_gone() && learned.health.standing() == Standing::Down);
         drop(learned);
         self.log(change);
         let root = is_due.then(|| Query::new(Name::root(), Qtype::NS));
         root.into_iter().chain(last).collect()
     }
 
+    /// Shows a change of state; what was learned is locked meanwhile, so that of two changes the later one stays.
+    fn show(&self, change: Option<Change>) {
+        if let Some(change) = change {
+            self.show_down(change == Change::WentDown && !self.is_gone());
+        }
+    }
+
+    /// Counts as down, or not; several upstreams may share the gauge.
+    fn show_down(&self, is_down: bool) {
+        if self.shows_down.swap(is_down, Ordering::Relaxed) != is_down {
+            self.metrics.down.inc_by(if is_down { 1 } else { -1 });
+        }
+    }
+
     /// Says a change of state, once.
     fn log(&self, change: Option<Change>) {
         match change {
-            Some(Change::WentDown) => {
-                self.metrics.down.set(1);
-                tracing::warn!(upstream = %self.form, "upstream is down");
-            }
+            Some(Change::WentDown) => tracing::warn!(upstream = %self.form, "upstream is down"),
             Some(Change::CameBack) => {
-                self.metrics.down.set(0);
                 self.returns.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(upstream = %self.form, "upstream is back");
             }

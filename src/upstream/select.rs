@@ -6,15 +6,22 @@ use rand::{Rng, RngExt};
 
 use super::health::Standing;
 
-/// One choice in this many ignores the distances, so that those never chosen are measured again.
+/// One choice in this many ignores the distances, so that those never chosen are measured again: not
+/// those that were measured a moment ago, since who asks a far one has to wait for it.
 const EXPLORE_ONE_IN: u32 = 32;
+
+/// What stands for a distance that is not known: nearer than nearly all, so that a new upstream is
+/// measured soon, and not so near that it gets all queries until it has answered one.
+const UNKNOWN: Duration = Duration::from_micros(100);
 
 /// What the order depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     pub standing: Standing,
-    /// `None` counts as nearest, so that a new upstream is measured soon.
-    pub srtt: Option<Duration>,
+    /// How long an answer is likely to take; `None` before the first.
+    pub distance: Option<Duration>,
+    /// That was not measured for long.
+    pub is_measure_old: bool,
     pub in_flight: usize,
 }
 
@@ -22,7 +29,7 @@ impl View {
     /// What is compared: first the standing, then the time until an answer under the present load.
     fn cost(&self) -> (Standing, Duration) {
         let load = u32::try_from(self.in_flight).unwrap_or(u32::MAX).saturating_add(1);
-        (self.standing, self.srtt.unwrap_or_default().saturating_mul(load))
+        (self.standing, self.distance.unwrap_or(UNKNOWN).saturating_mul(load))
     }
 }
 
@@ -37,14 +44,22 @@ pub fn order(views: &[View], rng: &mut impl Rng) -> Vec<usize> {
         // Sorted, so that the lesser position is the better of two.
         let one = rng.random_range(0..equals);
         let two = (one + rng.random_range(1..equals)) % equals;
-        let first = if rng.random_ratio(1, EXPLORE_ONE_IN) { one } else { one.min(two) };
+        let explores = rng.random_ratio(1, EXPLORE_ONE_IN) && views[order[one]].is_measure_old;
+        let first = if explores { one } else { one.min(two) };
         order[..=first].rotate_right(1);
     }
     order
 }
 
-/// The seconds over which sends are weighed against exchanges.
-const WINDOW_SECS: usize = 10;
+/// What is told apart within the window.
+const SLOT: Duration = Duration::from_millis(500);
+
+/// Slots of the ten seconds over which exchanges count.
+const WINDOW: usize = 20;
+
+/// Slots over which sends count: one more, so that no ten seconds, wherever they begin, hold more sends than
+/// three for each of their exchanges.
+const SLOTS: usize = WINDOW + 1;
 
 /// Sends per exchange, at most, over the window.
 const SENDS_PER_EXCHANGE: u32 = 3;
@@ -56,16 +71,16 @@ const SENDS_FLOOR: u32 = 20;
 #[derive(Clone, Debug)]
 pub struct Budget {
     start: Instant,
-    /// The second of the newest slot, since `start`.
-    second: u64,
-    /// Exchanges and sends, by second modulo the window.
-    slots: [(u32, u32); WINDOW_SECS],
+    /// The number of the newest slot, since `start`.
+    newest: u64,
+    /// Exchanges and sends, by slot modulo their number.
+    slots: [(u32, u32); SLOTS],
 }
 
 impl Budget {
     /// Nothing sent yet.
     pub fn new(now: Instant) -> Self {
-        Self { start: now, second: 0, slots: [(0, 0); WINDOW_SECS] }
+        Self { start: now, newest: 0, slots: [(0, 0); SLOTS] }
     }
 
     /// Counts an exchange and its first send, which is always allowed.
@@ -77,30 +92,54 @@ impl Budget {
 
     /// Takes one further send; false when it is not allowed now.
     pub fn take(&mut self, now: Instant) -> bool {
-        let this_second = self.slot(now).1;
-        let (exchanges, sends) =
-            self.slots.iter().fold((0u32, 0u32), |sum, slot| (sum.0 + slot.0, sum.1 + slot.1));
-        let allowed =
-            this_second < SENDS_FLOOR || sends < exchanges.saturating_mul(SENDS_PER_EXCHANGE);
+        self.slot(now);
+        let allowed = self.lately() < SENDS_FLOOR
+            || self.sends() < self.exchanges().saturating_mul(SENDS_PER_EXCHANGE);
         if allowed {
-            self.slot(now).1 += 1;
+            self.spend(now);
         }
         allowed
     }
 
+    /// Counts one further send that is made whatever the budget says.
+    pub fn spend(&mut self, now: Instant) {
+        self.slot(now).1 += 1;
+    }
+
+    /// Sends of the second that ends with the newest slot.
+    fn lately(&self) -> u32 {
+        let before = self.newest.checked_sub(1).map_or(0, |before| self.slots[place(before)].1);
+        before.saturating_add(self.slots[place(self.newest)].1)
+    }
+
+    /// Sends of all slots.
+    fn sends(&self) -> u32 {
+        self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.1))
+    }
+
+    /// Exchanges of all slots but the oldest.
+    fn exchanges(&self) -> u32 {
+        let all: u32 = self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.0));
+        // The place of the next is that of the oldest.
+        all.saturating_sub(self.slots[place(self.newest + 1)].0)
+    }
+
     /// The slot of `now`, after those in between were emptied.
     fn slot(&mut self, now: Instant) -> &mut (u32, u32) {
-        let second = now.saturating_duration_since(self.start).as_secs();
-        let passed = second.saturating_sub(self.second).min(WINDOW_SECS as u64);
+        let since = now.saturating_duration_since(self.start).as_millis() / SLOT.as_millis();
+        let now = u64::try_from(since).unwrap_or(u64::MAX);
+        let passed = now.saturating_sub(self.newest).min(SLOTS as u64);
         for step in 1..=passed {
-            self.slots[((self.second + step) % WINDOW_SECS as u64) as usize] = (0, 0);
+            self.slots[place(self.newest + step)] = (0, 0);
         }
-        if passed == WINDOW_SECS as u64 {
-            self.slots = [(0, 0); WINDOW_SECS];
-        }
-        self.second = self.second.max(second);
-        &mut self.slots[(self.second % WINDOW_SECS as u64) as usize]
+        self.newest = self.newest.max(now);
+        &mut self.slots[place(self.newest)]
     }
+}
+
+/// Where a slot is kept.
+fn place(slot: u64) -> usize {
+    (slot % SLOTS as u64) as usize
 }
 
 #[cfg(test)]
@@ -110,7 +149,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn view(standing: Standing, srtt_ms: u32, in_flight: usize) -> View {
-        View { standing, srtt: Some(srtt_ms * MS), in_flight }
+        View { standing, distance: Some(srtt_ms * MS), is_measure_old: true, in_flight }
     }
 
     /// How often each index came first in 10,000 orders.
@@ -146,6 +185,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_measured_a_moment_ago_is_not_explored() {
+        let far = View { is_measure_old: false, ..view(Standing::Well, 300, 0) };
+        assert_eq!(firsts(&[far, view(Standing::Well, 1, 0)]), [0, 10_000]);
+    }
+
+    #[test]
+    fn a_new_one_is_asked_first_until_it_has_a_few_queries() {
+        let new = |in_flight| View { distance: None, ..view(Standing::Well, 0, in_flight) };
+        let known = view(Standing::Well, 1, 0);
+        assert!(firsts(&[known, new(0)])[1] > 9_500);
+        assert!(firsts(&[known, new(20)])[0] > 9_500);
+    }
+
+    #[test]
     fn load_counts_as_distance() {
         let counts = firsts(&[view(Standing::Well, 5, 100), view(Standing::Well, 50, 0)]);
         assert!(counts[1] > 9_000, "{counts:?}");
@@ -178,13 +231,37 @@ mod tests {
     }
 
     #[test]
+    fn no_ten_seconds_hold_more_than_three_sends_per_exchange() {
+        let (start, step) = (crate::clock::now(), 25 * MS);
+        let mut budget = Budget::new(start);
+        // By step: exchanges and sends. Quiet seconds save up, and the outages take all that they can get.
+        let mut steps = Vec::new();
+        for at in 0..2400u32 {
+            let now = start + step * at;
+            for _ in 0..25 {
+                budget.begin(now);
+            }
+            let is_outage = !(400..900).contains(&at);
+            let more = (0..if is_outage { 10_000 } else { 0 }).take_while(|_| budget.take(now));
+            steps.push((25, 25 + more.count()));
+        }
+        let in_ten_seconds = 400;
+        for some in steps.windows(in_ten_seconds) {
+            let (exchanges, sends) = some.iter().fold((0, 0), |sum, (e, s)| (sum.0 + e, sum.1 + s));
+            assert!(sends <= 3 * exchanges, "{sends} sends for {exchanges} exchanges");
+        }
+        let all: usize = steps.iter().map(|(_, sends)| sends).sum();
+        assert!(all > 2400 * 25 * 2, "most of it is used: {all}");
+    }
+
+    #[test]
     fn what_happened_ten_seconds_ago_is_forgotten() {
         let start = crate::clock::now();
         let mut budget = Budget::new(start);
         for _ in 0..100 {
             budget.begin(start);
         }
-        let later = start + Duration::from_secs(9);
+        let later = start + Duration::from_millis(9900);
         assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 200);
         let later = start + Duration::from_secs(60);
         assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 20);

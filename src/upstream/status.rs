@@ -54,14 +54,14 @@ impl Group {
     pub fn status(&self) -> GroupStatus {
         let now = crate::clock::now();
         let upstream = |member: &Arc<super::Member>| {
-            let (peer, view) = (&member.peer, member.peer.view());
+            let (peer, view) = (&member.peer, member.peer.view(now));
             let (metrics, style) = (&peer.metrics, peer.style(false, false, now));
             UpstreamStatus {
                 form: Arc::clone(&peer.form),
                 standing: view.standing,
                 is_looping: member.is_looping(),
                 has_answered: peer.has_answered(),
-                rtt: view.srtt,
+                rtt: peer.srtt(),
                 in_flight: view.in_flight,
                 queries: metrics.queries.get(),
                 responses: metrics.responses.get(),

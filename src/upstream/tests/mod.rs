@@ -5,6 +5,7 @@ mod exchange;
 mod failover;
 mod forgeries;
 mod odd;
+mod outages;
 mod sockets;
 mod streams;
 

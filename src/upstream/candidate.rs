@@ -1,0 +1,114 @@
+//! Who may be asked in one exchange, and who of them comes next.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::Member;
+use super::health::Standing;
+use super::peer::Peer;
+use super::ports::PortClass;
+use super::select;
+use crate::config::Transport;
+
+/// A retransmission goes to an upstream that is down only when the others were asked so much more often than it.
+const DOWN_COUNTS: u32 = 3;
+
+/// One upstream that may be asked in an exchange.
+pub struct Candidate {
+    pub peer: Arc<Peer>,
+    /// It has failed or vanished for good; what it may still say is not waited for.
+    pub is_out: bool,
+    pub asked: u32,
+}
+
+/// The upstreams of an exchange; one is the usual case, which needs no allocation.
+pub struct Candidates(SmallVec<[Candidate; 1]>);
+
+impl Candidates {
+    /// Those of `members` that do not loop, in the order in which to ask them at `now`.
+    pub fn order(members: &[Arc<Member>], now: Instant) -> Self {
+        let usable = members.iter().filter(|member| !member.is_looping());
+        let mut all: SmallVec<[_; 1]> = usable.map(|member| Candidate::new(&member.peer)).collect();
+        if all.len() > 1 {
+            let views: Vec<_> = all.iter().map(|known| known.peer.view(now)).collect();
+            let order = select::order(&views, &mut rand::rng()).into_iter();
+            let at = |index: usize| Some(Candidate::new(&all.get(index)?.peer));
+            all = order.filter_map(at).collect();
+        }
+        Self(all)
+    }
+
+    /// Lets go of those that have vanished, and takes in those of `members` that came.
+    pub fn follow(&mut self, members: &[Arc<Member>]) {
+        for gone in self.0.iter_mut().filter(|known| known.peer.is_gone()) {
+            gone.is_out = true;
+        }
+        for member in members.iter().filter(|member| !member.is_looping()) {
+            let is_it = |known: &Candidate| Arc::ptr_eq(&known.peer, &member.peer);
+            if !self.0.iter().any(|known| is_it(known) && !known.is_out) {
+                self.0.push(Candidate::new(&member.peer));
+            }
+        }
+    }
+
+    /// Takes those in again that may be about to restart; tells whether there are any.
+    pub fn await_restart(&mut self, now: Instant) -> bool {
+        let restarts = self.0.iter_mut().filter(|known| known.peer.is_restarting(now));
+        restarts.fold(false, |_, known| {
+            known.is_out = false;
+            true
+        })
+    }
+
+    /// The first that was not asked yet.
+    pub fn untried(&self) -> Option<usize> {
+        self.0.iter().position(|known| known.asked == 0 && !known.is_out)
+    }
+
+    /// Who gets a retransmission of `class`: who was asked least, of those with room, and hardly those that are
+    /// down. `has_query` tells whether one is waited for.
+    pub fn next(&self, class: PortClass, has_query: impl Fn(usize) -> bool) -> Option<usize> {
+        // A stream that has the query already loses nothing.
+        let may_ask = |index: &usize| {
+            let known = &self.0[*index];
+            let is_stream = known.peer.upstream.transport != Transport::Udp;
+            !(known.is_out || is_stream && has_query(*index))
+        };
+        (0..self.0.len()).filter(may_ask).min_by_key(|&index| {
+            let Candidate { peer, asked, .. } = &self.0[index];
+            let is_down = peer.standing() == Standing::Down;
+            let asked = asked.saturating_add(if is_down { DOWN_COUNTS } else { 0 });
+            (Reverse(peer.has_room_to_repeat(class)), asked)
+        })
+    }
+
+    /// Tells whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the one at a place is called, if there is one.
+    pub fn form(&self, index: usize) -> Option<Arc<str>> {
+        self.0.get(index).map(|known| Arc::clone(&known.peer.form))
+    }
+
+    /// The one at a place that was given out here.
+    pub fn at(&self, index: usize) -> &Candidate {
+        &self.0[index]
+    }
+
+    /// The same, to be changed.
+    pub fn at_mut(&mut self, index: usize) -> &mut Candidate {
+        &mut self.0[index]
+    }
+}
+
+impl Candidate {
+    /// One that was not asked yet.
+    fn new(peer: &Arc<Peer>) -> Self {
+        Self { peer: Arc::clone(peer), is_out: false, asked: 0 }
+    }
+}
