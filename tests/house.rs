@@ -33,10 +33,7 @@ const TOOLS: &[(&str, &[&str])] = &[
 /// Which files may name a foreign crate. A path that ends in `/` means all files below it.
 const FENCES: &[(&[&str], &[&str])] = &[
     (&["hickory_server"], &["src/serve/", "src/lab/"]),
-    (
-        &["hickory_resolver"],
-        &["src/upstream/dial.rs", "src/upstream/transport.rs", "src/upstream/tls.rs", "src/stub/"],
-    ),
+    (&["hickory_resolver"], &["src/upstream/connection.rs", "src/upstream/dial.rs", "src/stub/"]),
     (
         &["hickory_proto"],
         &[
@@ -56,7 +53,7 @@ const FENCES: &[(&[&str], &[&str])] = &[
     ),
     (&["rustls", "webpki_roots"], &["src/upstream/", "src/stub/stream.rs"]),
     (&["rustls_native_certs"], &["src/upstream/"]),
-    (&["tokio_rustls"], &["src/stub/stream.rs"]), // the bench asks by DNS over TLS
+    (&["tokio_rustls"], &["src/stub/stream.rs", "src/upstream/dial.rs"]), // the bench asks by DNS over TLS
     (
         &["socket2", "libc"],
         &[

@@ -18,7 +18,7 @@ use super::verify::{Asked, Style, Verdict};
 use crate::clock;
 use crate::config::{PortPolicy, Transport};
 use crate::dns::Rcode;
-use crate::dns::ede::Ede;
+use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 
@@ -30,6 +30,9 @@ const MAX_FORGERIES: usize = 64;
 
 /// How long a query that found no port may take by TCP.
 const OVERFLOW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What an HTTP error is reported as; its text is the upstream's own business.
+const NO_MESSAGE: Ede = Ede::new(EdeCode::NETWORK_ERROR, "an HTTP response without a DNS message");
 
 /// How an attempt ends.
 #[derive(Debug)]
@@ -97,11 +100,12 @@ impl<'a> Attempt<'a> {
     pub async fn run(self) -> Outcome {
         // The rare ways are boxed: their futures are many times as large as the usual one's, which
         // each attempt in flight would otherwise carry along.
+        let class = PortClass::of_qtype(self.query.qtype);
+        let in_flight = self.peer.enter(class);
         if self.peer.upstream.transport != Transport::Udp {
             return Box::pin(self.by_stream()).await;
         }
-        let class = PortClass::of_qtype(self.query.qtype);
-        let Some(_in_flight) = self.peer.enter(class) else {
+        let Some(_in_flight) = in_flight else {
             return Box::pin(self.overflow()).await;
         };
         match self.by_udp(class, self.style).await {
@@ -261,30 +265,54 @@ impl<'a> Attempt<'a> {
     /// Asks over a kept connection: TCP, TLS or HTTPS.
     async fn by_stream(&self) -> Outcome {
         // What UDP has cut says nothing of UDP's distance when it comes by TCP.
-        let sent = (self.peer.upstream.transport != Transport::Udp).then_some(self.started);
+        let is_stream = self.peer.upstream.transport != Transport::Udp;
         let mut style = self.stream_style(self.peer.has_edns(self.query.dnssec_ok, self.started));
+        let mut is_refused = false;
         loop {
             let asked = Asked::new(self.query, style);
-            let message = match self.peer.connections.exchange(asked.wire()).await {
-                Ok(message) => message,
-                Err(Broken::Full) => return Outcome::Overloaded,
-                Err(Broken::Silent) => return Outcome::Unreachable("silent connection".into()),
-                Err(Broken::Unreachable(reason)) => {
-                    // That TCP is closed says nothing about UDP.
-                    if self.peer.upstream.transport != Transport::Udp {
-                        self.peer.on_unreachable(self.query, clock::now());
-                    }
-                    return Outcome::Unreachable(reason);
-                }
+            let judge = |message: &[u8]| asked.judge_stream(message);
+            let heard = match self.peer.connections.exchange(asked.wire(), judge).await {
+                Ok(heard) => heard,
+                Err(broken) => return self.broken(broken, style),
             };
-            match self.settle(asked.judge_stream(&message), style, sent, clock::now()) {
-                Step::Done(outcome) => return outcome,
-                Step::WithoutEdns => style = self.stream_style(false),
-                Step::ByTcp | Step::WithEdns | Step::NoPort => {
-                    self.peer.metrics.mismatched.inc();
-                    let reason = "the connection carried another query's response";
-                    self.peer.connections.discard().await;
-                    return Outcome::Unreachable(reason.into());
+            let sent = is_stream.then_some(heard.sent);
+            match self.settle(heard.verdict, style, sent, clock::now()) {
+                Step::Done(outcome) => {
+                    if is_refused && matches!(outcome, Outcome::Answered(_)) {
+                        self.peer.on_edns_refused(clock::now());
+                    }
+                    return outcome;
+                }
+                Step::WithoutEdns => (is_refused, style) = (true, self.stream_style(false)),
+                // A stream's judge gives none of these.
+                Step::ByTcp | Step::WithEdns | Step::NoPort => return Outcome::Overloaded,
+            }
+        }
+    }
+
+    /// Learns why nothing came by a stream.
+    fn broken(&self, broken: Broken, style: Style) -> Outcome {
+        let is_stream = self.peer.upstream.transport != Transport::Udp;
+        match broken {
+            Broken::Full => Outcome::Overloaded,
+            Broken::Gone => Outcome::Unreachable("the endpoint is gone".into()),
+            Broken::Unreachable(reason) => {
+                // That TCP is closed says nothing about UDP.
+                if is_stream {
+                    self.peer.on_unreachable(self.query, clock::now());
+                }
+                Outcome::Unreachable(reason)
+            }
+            Broken::Refused(reason) => {
+                tracing::debug!(upstream = %self.peer.form, %reason, "no DNS message");
+                let failure = Verdict::Failure {
+                    rcode: Rcode::SERVFAIL,
+                    ede: Some(NO_MESSAGE),
+                    edns_refused: false,
+                };
+                match self.settle(failure, style, None, clock::now()) {
+                    Step::Done(outcome) => outcome,
+                    _ => Outcome::Unreachable(reason),
                 }
             }
         }

@@ -1,36 +1,51 @@
 //! How to reach an upstream by TCP, TLS (RFC 7858) and HTTPS (RFC 8484), through hickory.
 //!
-//! hickory's own DoT entry point sends no SNI, hence the few lines that put its parts together.
+//! hickory's own DoT entry point sends no SNI and queues 32 queries at most, hence the few lines that put its
+//! parts together. Its multiplexer is told no more of a message than it needs to find whose it is: what hickory cannot
+//! decode may be an answer all the same.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
+use hickory_proto::op::SerialMessage;
 use hickory_resolver::net::h2::HttpsClientStream;
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, Spawn, TokioHandle, TokioTime};
 use hickory_resolver::net::tcp::TcpClientStream;
-use hickory_resolver::net::tls::tls_client_connect_with_bind_addr;
-use hickory_resolver::net::xfer::DnsExchange;
+use hickory_resolver::net::xfer::{DnsClientStream, DnsExchange};
 use hickory_resolver::net::{DnsMultiplexer, NetError};
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio_rustls::TlsConnector;
 
 use super::lease::Ports;
+use super::tls::Trust;
 use crate::config::Transport;
+use crate::dns::HEADER_LEN;
 
-/// How long a TCP handshake may take: a lost SYN is sent again after one second.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a TCP handshake may take: a lost SYN is sent again after one second. Not so long that an upstream
+/// that comes back after that is found late.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long connecting may take in all.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long hickory keeps an exchange; longer than any zone's patience that makes sense.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Queries on one connection at a time, at most.
 pub const MAX_ACTIVE: usize = 256;
+
+/// Queries that hickory holds for one connection: those and the ones that were given up a moment ago. Many
+/// that come at once wait for the turn of its task; what finds no room would look like a broken connection.
+const MAX_QUEUED: usize = 2 * MAX_ACTIVE;
 
 /// hickory's view of the runtime: our sockets, one shared set of tasks.
 #[derive(Clone)]
@@ -44,6 +59,18 @@ impl Runtime {
     /// A runtime whose sockets are made as `ports` says.
     pub fn new(ports: Arc<Ports>) -> Self {
         Self { handle: TokioHandle::default(), ports }
+    }
+
+    /// Connects by TCP.
+    async fn connect(&self, server: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match server {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        self.ports.set_mark(&socket);
+        socket.set_nodelay(true)?;
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(server));
+        connecting.await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 }
 
@@ -63,17 +90,8 @@ impl RuntimeProvider for Runtime {
         _bind: Option<SocketAddr>,
         _timeout: Option<Duration>,
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
-        let ports = Arc::clone(&self.ports);
-        Box::pin(async move {
-            let socket = match server {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
-            ports.set_mark(&socket);
-            socket.set_nodelay(true)?;
-            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(server));
-            Ok(AsyncIoTokioAsStd(connecting.await.map_err(|_| io::ErrorKind::TimedOut)??))
-        })
+        let this = self.clone();
+        Box::pin(async move { Ok(AsyncIoTokioAsStd(this.connect(server).await?)) })
     }
 
     fn bind_udp(
@@ -87,26 +105,38 @@ impl RuntimeProvider for Runtime {
 }
 
 /// How to reach an upstream by a stream.
+#[derive(Clone)]
 pub struct Dial {
     pub runtime: Runtime,
     pub address: SocketAddr,
     /// [`Transport::Udp`] means the TCP that UDP falls back to.
     pub transport: Transport,
-    /// Ready for TLS and HTTPS, or why it is not.
-    pub tls: Result<Arc<ClientConfig>, Arc<str>>,
+    /// For TLS and HTTPS.
+    pub trust: Arc<Trust>,
 }
 
 impl Dial {
-    /// Connects.
+    /// Connects, or says after a while why not.
     pub async fn connect(&self) -> Result<DnsExchange<Runtime>, NetError> {
+        let connecting = tokio::time::timeout(DIAL_TIMEOUT, self.connect_somehow());
+        connecting.await.unwrap_or(Err(NetError::Timeout))
+    }
+
+    /// Connects as the transport says.
+    async fn connect_somehow(&self) -> Result<DnsExchange<Runtime>, NetError> {
         let (address, runtime) = (self.address, self.runtime.clone());
-        let tls = || self.tls.clone().map_err(|reason| NetError::from(reason.to_string()));
+        let tls = || self.trust.config().map_err(|reason| NetError::from(reason.to_string()));
         match &self.transport {
             Transport::Udp | Transport::Tcp => {
-                let active = Some(MAX_ACTIVE);
-                TcpClientStream::exchange(address, None, REQUEST_TIMEOUT, active, runtime).await
+                Ok(self.multiplex(self.runtime.connect(address).await?))
             }
-            Transport::Tls { server_name } => self.connect_tls(server_name, tls()?).await,
+            Transport::Tls { server_name } => {
+                let name = ServerName::try_from(server_name.clone())
+                    .map_err(|_| NetError::from(format!("{server_name} is no server name")))?;
+                let connector = TlsConnector::from(tls()?);
+                let stream = self.runtime.connect(address).await?;
+                Ok(self.multiplex(connector.connect(name, stream).await?))
+            }
             Transport::Https { server_name, path } => {
                 let builder = HttpsClientStream::builder(tls()?, runtime);
                 let (name, path) = (server_name.as_str().into(), path.as_str().into());
@@ -115,22 +145,98 @@ impl Dial {
         }
     }
 
-    /// Connects by TLS, with SNI and the certificate's name checked.
-    async fn connect_tls(
-        &self,
-        server_name: &str,
-        tls: Arc<ClientConfig>,
-    ) -> Result<DnsExchange<Runtime>, NetError> {
-        let name = ServerName::try_from(server_name.to_owned())
-            .map_err(|_| NetError::from(format!("{server_name} is no server name")))?;
-        let runtime = self.runtime.clone();
-        let (stream, sender) =
-            tls_client_connect_with_bind_addr(self.address, None, name, tls, runtime.clone());
-        let multiplexer = DnsMultiplexer::new(stream.await?, sender)
+    /// Many queries on one stream.
+    fn multiplex<S>(&self, stream: S) -> DnsExchange<Runtime>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
+    {
+        let stream = AsyncIoTokioAsStd(stream);
+        let (stream, sender) = hickory_resolver::net::tcp::TcpStream::from_stream_with_buffer_size(
+            stream,
+            self.address,
+            MAX_QUEUED,
+        );
+        let stream = Sealed { stream: TcpClientStream::from_stream(stream), at_once: 0 };
+        let multiplexer = DnsMultiplexer::new(stream, sender)
             .with_timeout(REQUEST_TIMEOUT)
-            .with_max_active_requests(MAX_ACTIVE);
+            .with_max_active_requests(MAX_QUEUED);
         let (exchange, background) = DnsExchange::from_stream(multiplexer);
-        runtime.create_handle().spawn_bg(background);
-        Ok(exchange)
+        self.runtime.create_handle().spawn_bg(background);
+        exchange
+    }
+}
+
+/// A stream of messages whose records hickory does not see: it would pass over those that it cannot decode.
+struct Sealed<S> {
+    stream: S,
+    /// Messages given since it last had none.
+    at_once: usize,
+}
+
+/// Messages that are given at once. hickory goes no further after 100 of them, and waits for the next query.
+const MAX_AT_ONCE: usize = 50;
+
+impl<S: DnsClientStream> Stream for Sealed<S> {
+    type Item = Result<SerialMessage, NetError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.at_once >= MAX_AT_ONCE {
+            self.at_once = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let next = self.stream.poll_next_unpin(context);
+        self.at_once = if next.is_ready() { self.at_once + 1 } else { 0 };
+        next.map_ok(|message| {
+            let (message, from) = message.into_parts();
+            SerialMessage::new(seal(message), from)
+        })
+    }
+}
+
+impl<S: DnsClientStream> DnsClientStream for Sealed<S> {
+    type Time = S::Time;
+
+    fn name_server_addr(&self) -> SocketAddr {
+        self.stream.name_server_addr()
+    }
+}
+
+/// Where the four counts of a header stand.
+const COUNTS: std::ops::Range<usize> = 4..HEADER_LEN;
+
+/// Moves the counts of a message to its end, so that the header says that nothing follows.
+fn seal(mut message: Vec<u8>) -> Vec<u8> {
+    if let Some(counts) = message.first_chunk::<HEADER_LEN>().map(|header| header[COUNTS].to_vec())
+    {
+        message[COUNTS].fill(0);
+        message.extend(counts);
+    }
+    message
+}
+
+/// The message that was sealed.
+pub fn unseal(mut message: Vec<u8>) -> Vec<u8> {
+    if let Some(rest) = message.len().checked_sub(COUNTS.len()).filter(|rest| *rest >= HEADER_LEN) {
+        let counts = message.split_off(rest);
+        message[COUNTS].copy_from_slice(&counts);
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_message_comes_out_as_it_was_and_looks_empty_meanwhile() {
+        for length in [0, 5, 11, 12, 13, 19, 20, 100, 65_535] {
+            let message: Vec<u8> = (0..length).map(|at: usize| (at % 251) as u8 + 1).collect();
+            let sealed = seal(message.clone());
+            assert_eq!(sealed.get(COUNTS).is_some_and(|counts| counts == [0; 8]), length >= 12);
+            if length >= 12 {
+                assert_eq!(unseal(sealed), message, "{length}");
+            }
+        }
     }
 }

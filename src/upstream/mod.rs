@@ -3,7 +3,7 @@
 //! One story, told by `exchange`: `select` orders the upstreams of a zone by `health`, an
 //! `attempt` asks one `candidate`: [`ports`] gives the query a tuple that no other query holds (`lease`
 //! is its socket, `pool` keeps some, `spare` moves one to another port, `tracks` leaves no conntrack
-//! entry behind), `udp` or `transport` (by a connection that `dial` makes) carries it, [`verify`] compares what came back with what was
+//! entry behind), `udp` or `transport` (by a `connection` that `dial` makes) carries it, [`verify`] compares what came back with what was
 //! asked. `peer` is what is known of one upstream, `manners` how it wants to be asked. In the
 //! background `maintain` probes those that are not well, and by [`probe`] those that may loop;
 //! [`endpoints`] are upstreams that come and go.
@@ -12,6 +12,7 @@
 mod attempt;
 mod bits;
 mod candidate;
+mod connection;
 mod dial;
 pub mod endpoints;
 mod exchange;
@@ -50,6 +51,7 @@ use self::lease::Ports;
 use self::peer::Peer;
 use self::probe::LoopProbe;
 use self::select::Budget;
+use self::tls::Trust;
 use self::transport::Connections;
 use crate::clock;
 use crate::config::{Endpoints, Forward, PortRange, Transport, Upstream};
@@ -173,15 +175,11 @@ impl Upstreams {
         let key = (upstream.clone(), tls_ca.filter(|_| is_encrypted));
         let mut peers = self.peers();
         let known = peers.entry(key).or_insert_with_key(|(upstream, tls_ca)| {
-            let tls = match is_encrypted {
-                true => tls::configure(tls_ca.as_deref()),
-                false => Err("no TLS".into()),
-            };
             let dial = Dial {
                 runtime: self.runtime.clone(),
                 address: upstream.address,
                 transport: upstream.transport.clone(),
-                tls,
+                trust: Arc::new(Trust::new(tls_ca.clone())),
             };
             let is_udp = upstream.transport == Transport::Udp;
             let towards = is_udp.then(|| self.ports.towards(upstream.address));

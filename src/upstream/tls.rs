@@ -1,7 +1,8 @@
 //! Whom to trust on TLS and HTTPS.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::CertificateDer;
@@ -10,12 +11,58 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::SYSTEM_ROOTS;
 
+/// Whom to trust, as the file says at this moment: certificates of authorities are exchanged while we run.
+pub struct Trust {
+    ca: Option<PathBuf>,
+    /// What was read last, of which version of the file.
+    known: Mutex<Option<(Version, Arc<ClientConfig>)>>,
+}
+
+/// What tells two versions of a file apart: when it was written, and its length.
+type Version = Option<(SystemTime, u64)>;
+
+impl Trust {
+    /// Trusts the certificates that [`configure`] reads from `ca`.
+    pub fn new(ca: Option<PathBuf>) -> Self {
+        Self { ca, known: Mutex::default() }
+    }
+
+    /// The TLS configuration, read again where its file has changed. The last good one stays while it cannot
+    /// be read.
+    ///
+    /// # Errors
+    /// Why it never could be read, for people.
+    pub fn config(&self) -> Result<Arc<ClientConfig>, Arc<str>> {
+        let version = self.version();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read, config)) = &*known
+            && (*read == version || version.is_none())
+        {
+            return Ok(Arc::clone(config));
+        }
+        match (configure(self.ca.as_deref()), &*known) {
+            (Err(_), Some((_, config))) => Ok(Arc::clone(config)),
+            (read, _) => {
+                let config = read?;
+                *known = Some((version, Arc::clone(&config)));
+                Ok(config)
+            }
+        }
+    }
+
+    /// The version of the file; `None` where there is none.
+    fn version(&self) -> Version {
+        let found = std::fs::metadata(self.ca.as_ref()?).ok()?;
+        Some((found.modified().ok()?, found.len()))
+    }
+}
+
 /// A TLS configuration that trusts the certificates of the PEM file `ca` alone, the system's where that is
 /// [`SYSTEM_ROOTS`], or webpki's.
 ///
 /// # Errors
 /// Why the file cannot be used, for people.
-pub fn configure(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Arc<str>> {
+fn configure(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Arc<str>> {
     let mut roots = RootCertStore::empty();
     match ca {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
@@ -62,5 +109,27 @@ mod tests {
         assert_eq!(configure(Some(Path::new(SYSTEM_ROOTS))).is_ok(), has_roots);
         assert!(configure(Some(Path::new("/nowhere/roots.pem"))).is_err());
         assert!(configure(None).is_ok());
+    }
+    #[test]
+    fn a_file_is_read_when_it_appears_and_again_when_it_has_changed() {
+        let path = std::env::temp_dir().join(format!("nodens-trust-{}.pem", std::process::id()));
+        let authority = || {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]);
+            params.expect("parameters").self_signed(&key).expect("a certificate").pem()
+        };
+        let _ = std::fs::remove_file(&path);
+        let trust = Trust::new(Some(path.clone()));
+        assert!(trust.config().is_err());
+        std::fs::write(&path, authority()).expect("written");
+        let first = trust.config().expect("it is there");
+        assert!(Arc::ptr_eq(&first, &trust.config().expect("known")), "read once");
+        std::fs::write(&path, authority() + &authority()).expect("written");
+        let second = trust.config().expect("it is there");
+        assert!(!Arc::ptr_eq(&first, &second), "read again");
+        std::fs::write(&path, "nothing").expect("written");
+        assert!(Arc::ptr_eq(&second, &trust.config().expect("the last good one")));
+        std::fs::remove_file(&path).expect("it is there");
+        assert!(Arc::ptr_eq(&second, &trust.config().expect("the last good one")));
     }
 }

@@ -1,29 +1,33 @@
 //! Kept connections to an upstream by TCP, TLS (RFC 7858) and HTTPS (RFC 8484), through hickory.
 //!
-//! Each connection carries many queries at once (RFC 7766 §6.2.1.1); ids are drawn at random per
-//! connection by hickory's multiplexer. It matches responses by id alone, so whoever asks compares
-//! the question. A connection that died costs one reconnect, not the queries on it.
+//! Each [`Connection`] carries many queries at once (RFC 7766 §6.2.1.1); ids are drawn at random per
+//! connection by hickory's multiplexer, which matches responses by id alone: whoever asks judges the rest.
+//! One that died costs a reconnect, not the queries on it; one that is silent or slow to be made holds up
+//! nobody who could be answered by another.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message};
-use hickory_resolver::net::xfer::{DnsExchange, FirstAnswer};
-use hickory_resolver::net::{DnsHandle, NetError};
+use tokio::sync::{Semaphore, watch};
 
-use super::dial::{Dial, MAX_ACTIVE, Runtime};
+use super::connection::{Connection, Heard, Lost, Seat};
+use super::dial::{Dial, MAX_ACTIVE};
+use super::verify::Verdict;
 use crate::clock;
 use crate::metrics::UpstreamMetrics;
 
-/// A connection that gave nothing for so long after a query is replaced.
-const SILENCE: Duration = Duration::from_millis(1500);
+/// After so long without anything from a connection a query is sent on another one too.
+const SILENCE: Duration = Duration::from_millis(750);
 
-/// A connection idle for so long is closed, before the upstream does it (RFC 7766 §6.2.3).
-const IDLE: Duration = Duration::from_secs(8);
-
-/// Connections per upstream.
+/// Connections per upstream that take queries.
 const MAX_CONNECTIONS: usize = 4;
+
+/// Those and the ones that were given up while queries still listen to them.
+const MAX_LISTENED_TO: usize = 2 * MAX_CONNECTIONS;
 
 /// Connections for one query each, at one time.
 const MAX_LONE: usize = 16;
@@ -31,88 +35,40 @@ const MAX_LONE: usize = 16;
 /// How long a query waits for one of these; then another upstream is asked.
 const TURN: Duration = Duration::from_millis(1500);
 
-/// Why nobody is asked at an endpoint that vanished.
-const GONE: &str = "the endpoint is gone";
-
 /// Queries on one connection at a time before another one is opened.
 const BUSY: usize = 64;
 
-/// Why a query got no response from a connection.
+/// Kept connections that may break under one query: a restarted upstream closes all at once.
+const MAX_BROKEN: usize = 2;
+
+/// Why a query got no response by a stream.
 #[derive(Clone, Debug)]
 pub enum Broken {
     /// Every connection carries as many queries as it may.
     Full,
-    /// Connected, but nothing came back.
-    Silent,
+    /// The endpoint has vanished.
+    Gone,
     /// No connection could be made, or several broke.
     Unreachable(Arc<str>),
+    /// The upstream spoke, but no DNS.
+    Refused(Arc<str>),
 }
 
-/// One connection.
-struct Live {
-    exchange: DnsExchange<Runtime>,
-    in_flight: AtomicUsize,
-    /// When the last response came, or the connection was made.
-    heard: Mutex<Instant>,
-}
-
-impl Live {
-    /// When the last response came.
-    fn heard(&self) -> Instant {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends one query and waits for its response.
-    async fn ask(&self, request: DnsRequest) -> Result<Vec<u8>, NetError> {
-        let response = self.exchange.send(request).first_answer().await?;
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = clock::now();
-        Ok(response.into_buffer())
-    }
-
-    /// Tells whether nothing is in flight and nothing came for long.
-    fn is_idle(&self, now: Instant) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0
-            && now.saturating_duration_since(self.heard()) >= IDLE
-    }
-}
-
-/// One query on a connection.
-struct Seat(Arc<Live>);
-
-impl Seat {
-    /// Takes a place; `None` when the connection is full.
-    fn take(live: &Arc<Live>) -> Option<Self> {
-        let taken = live.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            (count < MAX_ACTIVE).then_some(count + 1)
-        });
-        taken.ok().map(|_| Self(Arc::clone(live)))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// One way to ask under way.
+type Try<'a> = BoxFuture<'a, Result<Heard, Lost>>;
 
 /// The kept connections to one upstream, made when needed.
 pub struct Connections {
     dial: Dial,
     metrics: UpstreamMetrics,
-    /// Locked while one is being made, so that those who need it wait for the same.
-    slots: [tokio::sync::Mutex<Slot>; MAX_CONNECTIONS],
+    /// Those that take queries.
+    kept: Mutex<Vec<Arc<Connection>>>,
+    /// One for each connection that is kept or was.
+    places: Arc<Semaphore>,
     /// Held while a query has a connection for itself.
-    lone: tokio::sync::Semaphore,
+    lone: Arc<Semaphore>,
     /// Nobody may be asked here any more.
-    is_shut: AtomicBool,
-}
-
-/// The place of one connection.
-#[derive(Default)]
-struct Slot {
-    live: Option<Arc<Live>>,
-    /// When the last attempt to connect failed, and why.
-    failed: Option<(Instant, Broken)>,
+    shut: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Connections {
@@ -127,175 +83,168 @@ impl Connections {
         Self {
             dial,
             metrics,
-            slots: Default::default(),
-            lone: tokio::sync::Semaphore::new(MAX_LONE),
-            is_shut: AtomicBool::new(false),
+            kept: Mutex::default(),
+            places: Arc::new(Semaphore::new(MAX_LISTENED_TO)),
+            lone: Arc::new(Semaphore::new(MAX_LONE)),
+            shut: watch::Sender::new(false),
         }
     }
 
-    /// Sends a query over a kept connection and gives back the response message.
+    /// Sends a query over a kept connection until `judge` finds something that answers it.
     ///
-    /// The response has the id that the connection gave the query; its question is unchecked.
+    /// Messages have the id that the connection gave the query. It has no time limit of its own.
     ///
     /// # Errors
     /// [`Broken`] as its variants say.
     /// # Cancel safety
-    /// Dropping it gives the query up; the connection stays.
-    pub async fn exchange(&self, wire: &[u8]) -> Result<Vec<u8>, Broken> {
-        let message = Message::from_vec(wire).map_err(|error| unreachable(&error))?;
+    /// Dropping it gives the query up; connections stay.
+    pub async fn exchange(
+        &self,
+        wire: &[u8],
+        judge: impl Fn(&[u8]) -> Verdict + Send + Sync,
+    ) -> Result<Heard, Broken> {
+        let message = Message::from_vec(wire)
+            .map_err(|error| Broken::Unreachable(error.to_string().into()))?;
         let request = DnsRequest::new(message, DnsRequestOptions::default());
-        let (mut silent, mut broken) = (0, 0);
-        // A restarted upstream closes connections with queries on them: one more try.
-        while silent + broken < 2 {
-            let seat = self.seat().await?;
-            match self.patiently(&seat.0, request.clone()).await {
-                Ok(message) => return Ok(message),
-                Err(NetError::Timeout) => silent += 1,
-                Err(_) => broken += 1,
-            }
-            self.remove(&seat.0).await;
-        }
-        if broken == 0 {
-            return Err(Broken::Silent);
-        }
-        // Some answer one query or a few and close, whatever else is on the connection by then.
-        self.alone(request).await
-    }
-
-    /// Sends a query over a connection that nothing else is sent on.
-    async fn alone(&self, request: DnsRequest) -> Result<Vec<u8>, Broken> {
-        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.lone.acquire()).await else {
-            return Err(Broken::Full);
-        };
-        if self.is_shut() {
-            return Err(Broken::Unreachable(GONE.into()));
-        }
-        self.metrics.opened.inc();
-        let exchange = self.dial.connect().await.map_err(|error| unreachable(&error))?;
-        match tokio::time::timeout(SILENCE, exchange.send(request).first_answer()).await {
-            Ok(Ok(response)) => Ok(response.into_buffer()),
-            Ok(Err(error)) => Err(unreachable(&error)),
-            Err(_) => Err(Broken::Silent),
+        let mut shut = self.shut.subscribe();
+        tokio::select! {
+            biased;
+            _ = shut.wait_for(|shut| *shut) => Err(Broken::Gone),
+            result = self.ask(&request, &judge) => result,
         }
     }
 
-    /// Waits for a response as long as the connection gives any.
-    async fn patiently(&self, live: &Live, request: DnsRequest) -> Result<Vec<u8>, NetError> {
-        let mut asking = std::pin::pin!(live.ask(request));
+    /// Asks on one connection, and on further ones where that breaks or gives nothing; whatever was
+    /// asked on is listened to until the end.
+    async fn ask(
+        &self,
+        request: &DnsRequest,
+        judge: &(impl Fn(&[u8]) -> Verdict + Send + Sync),
+    ) -> Result<Heard, Broken> {
+        let on_kept = |seat: Seat| -> Try<'_> { Box::pin(self.on_kept(seat, request, judge)) };
+        let seat = self.seat().ok_or(Broken::Full)?;
+        let (mut latest, mut since) = (Arc::clone(seat.connection()), clock::now());
+        let mut tries = FuturesUnordered::from_iter([on_kept(seat)]);
+        let (mut broken, mut is_replaced, mut is_alone) = (0, false, false);
         loop {
-            let since = clock::now();
-            match tokio::time::timeout(SILENCE, &mut asking).await {
-                Ok(result) => return result,
-                Err(_) if live.heard() < since => return Err(NetError::Timeout),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// A place on the first connection that is not busy, else on any that is not full.
-    async fn seat(&self) -> Result<Seat, Broken> {
-        for limit in [BUSY, MAX_ACTIVE] {
-            for (index, slot) in self.slots.iter().enumerate() {
-                let live = match self.live(slot).await {
-                    Ok(live) => live,
-                    Err(broken) if index == 0 => return Err(broken),
-                    // The upstream takes no further connection: fill those that it took.
-                    Err(_) => break,
-                };
-                if live.in_flight.load(Ordering::Relaxed) < limit
-                    && let Some(seat) = Seat::take(&live)
-                {
-                    return Ok(seat);
+            let ended = tokio::time::timeout(SILENCE, tries.next()).await;
+            match ended {
+                Ok(Some(Ok(heard))) => return Ok(heard),
+                Ok(Some(Err(Lost::Refused(reason)))) => return Err(Broken::Refused(reason)),
+                Ok(Some(Err(Lost::Broke(_)))) if broken < MAX_BROKEN => broken += 1,
+                Ok(Some(Err(lost))) if tries.is_empty() => return Err(lost.into()),
+                Err(_) if !is_replaced && latest.is_silent(since) => {
+                    is_replaced = true;
+                    self.forget(&latest);
+                }
+                _ => {
+                    since = clock::now();
+                    continue;
                 }
             }
+            // Some answer one query or a few and close, whatever else is on the connection by then.
+            if broken == MAX_BROKEN && !is_alone {
+                is_alone = true;
+                tries.push(Box::pin(self.alone(request, judge)));
+            } else if let Some(seat) = self.seat() {
+                (latest, since) = (Arc::clone(seat.connection()), clock::now());
+                tries.push(on_kept(seat));
+            } else if tries.is_empty() {
+                return Err(Broken::Full);
+            }
         }
-        Err(Broken::Full)
     }
 
-    /// The connection of a slot, made now if there is none or it has idled too long.
-    async fn live(&self, slot: &tokio::sync::Mutex<Slot>) -> Result<Arc<Live>, Broken> {
-        let began = clock::now();
-        let mut slot = slot.lock().await;
-        if let Some(live) = slot.live.as_ref().filter(|live| !live.is_idle(clock::now())) {
-            self.metrics.reused.inc();
-            return Ok(Arc::clone(live));
+    /// Sends a query on a connection that others are on too.
+    async fn on_kept(
+        &self,
+        seat: Seat,
+        request: &DnsRequest,
+        judge: &(impl Fn(&[u8]) -> Verdict + Sync),
+    ) -> Result<Heard, Lost> {
+        let result = seat.connection().ask(request.clone(), judge, &self.metrics).await;
+        if matches!(result, Err(Lost::Broke(_))) {
+            self.forget(seat.connection());
         }
-        slot.live = None;
-        if let Some((when, broken)) = &slot.failed
-            && *when >= began
-        {
-            // Another query's attempt failed while this one waited for it.
-            return Err(broken.clone());
-        }
-        if self.is_shut() {
-            return Err(Broken::Unreachable(GONE.into()));
-        }
+        result
+    }
+
+    /// Sends a query on a connection that nothing else is sent on.
+    async fn alone(
+        &self,
+        request: &DnsRequest,
+        judge: &(impl Fn(&[u8]) -> Verdict + Sync),
+    ) -> Result<Heard, Lost> {
+        let turn = tokio::time::timeout(TURN, Arc::clone(&self.lone).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(Lost::Full) };
         self.metrics.opened.inc();
-        let exchange = match self.dial.connect().await {
-            Ok(exchange) => exchange,
-            Err(error) => {
-                let broken = unreachable(&error);
-                slot.failed = Some((clock::now(), broken.clone()));
-                return Err(broken);
+        Connection::open(&self.dial, turn).ask(request.clone(), judge, &self.metrics).await
+    }
+
+    /// A place on the first connection that is not busy, else on the one with most room. Where all are busy
+    /// another is opened, which nobody waits for who has a place.
+    fn seat(&self) -> Option<Seat> {
+        let mut kept = self.kept();
+        if *self.shut.borrow() {
+            return None;
+        }
+        let now = clock::now();
+        kept.retain(|connection| !connection.is_over(now));
+        let is_ready = |of: &&Arc<Connection>| of.is_open() && of.load() < BUSY;
+        let ready = kept.iter().find(is_ready).and_then(Seat::take);
+        if ready.is_some() {
+            self.metrics.reused.inc();
+            return ready;
+        }
+        let is_opening = kept.iter().any(|of| !of.is_open() && of.load() < MAX_ACTIVE);
+        let has_room = !is_opening && kept.len() < MAX_CONNECTIONS;
+        let place = has_room.then(|| Arc::clone(&self.places).try_acquire_owned());
+        match place {
+            Some(Ok(place)) => {
+                self.metrics.opened.inc();
+                kept.push(Arc::new(Connection::open(&self.dial, place)));
             }
-        };
-        let live = Arc::new(Live {
-            exchange,
-            in_flight: AtomicUsize::new(0),
-            heard: Mutex::new(clock::now()),
-        });
-        if self.is_shut() {
-            return Err(Broken::Unreachable(GONE.into()));
-        }
-        slot.live = Some(Arc::clone(&live));
-        Ok(live)
-    }
-
-    /// Takes a broken connection out, so that the next query makes another.
-    async fn remove(&self, broken: &Arc<Live>) {
-        for slot in &self.slots {
-            let mut slot = slot.lock().await;
-            if slot.live.as_ref().is_some_and(|live| Arc::ptr_eq(live, broken)) {
-                slot.live = None;
+            _ => {
+                self.metrics.reused.inc();
             }
         }
+        let with_room = kept.iter().filter(|of| of.load() < MAX_ACTIVE);
+        with_room.min_by_key(|of| (!of.is_open(), of.load())).and_then(Seat::take)
     }
 
-    /// Takes all connections out; exchanges on them end by themselves.
-    pub async fn discard(&self) {
-        for slot in &self.slots {
-            slot.lock().await.live = None;
-        }
+    /// Takes a connection out, so that the next query makes another.
+    fn forget(&self, given_up: &Arc<Connection>) {
+        self.kept().retain(|connection| !Arc::ptr_eq(connection, given_up));
     }
 
-    /// Tells whether the endpoint is gone.
-    fn is_shut(&self) -> bool {
-        self.is_shut.load(Ordering::SeqCst)
+    /// Locks those that take queries.
+    fn kept(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes all connections and makes no more, or allows them again.
-    ///
-    /// One that is being made at this very moment is not kept, or closed by the next sweep.
     pub fn set_shut(&self, shut: bool) {
-        self.is_shut.store(shut, Ordering::SeqCst);
-        self.sweep(clock::now());
+        self.shut.send_replace(shut);
+        if shut {
+            self.kept().clear();
+        }
     }
 
     /// Closes the connections that idle; all of them where the endpoint is gone.
     pub fn sweep(&self, now: Instant) {
-        for slot in &self.slots {
-            if let Ok(mut slot) = slot.try_lock()
-                && slot.live.as_ref().is_some_and(|live| self.is_shut() || live.is_idle(now))
-            {
-                slot.live = None;
-            }
-        }
+        let is_shut = *self.shut.borrow();
+        self.kept().retain(|connection| !is_shut && !connection.is_over(now));
     }
 }
 
-/// An error as a reason for people.
-fn unreachable(error: &dyn std::fmt::Display) -> Broken {
-    Broken::Unreachable(error.to_string().into())
+impl From<Lost> for Broken {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Full => Self::Full,
+            Lost::NotMade(reason) | Lost::Broke(reason) => Self::Unreachable(reason),
+            Lost::Refused(reason) => Self::Refused(reason),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -303,7 +252,9 @@ mod tests {
     use super::*;
     use crate::config::{PortRange, Transport};
     use crate::metrics::Metrics;
+    use crate::upstream::dial::Runtime;
     use crate::upstream::lease::Ports;
+    use crate::upstream::tls::Trust;
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_a_connection_of_its_own_for_ever() {
@@ -313,13 +264,13 @@ mod tests {
             runtime: Runtime::new(Ports::new(range, 0, metrics.ports.clone())),
             address: ([127, 0, 0, 1], 1).into(),
             transport: Transport::Tcp,
-            tls: Err("no TLS".into()),
+            trust: Arc::new(Trust::new(None)),
         };
         let connections = Connections::new(dial, metrics.upstream("127.0.0.1:1"));
         let places = u32::try_from(MAX_LONE).expect("few");
         let _taken = connections.lone.acquire_many(places).await.expect("open");
         let request = DnsRequest::new(Message::query(), DnsRequestOptions::default());
-        let result = connections.alone(request).await;
-        assert!(matches!(result, Err(Broken::Full)), "{result:?}");
+        let result = connections.alone(&request, &|_| Verdict::Ignored).await;
+        assert!(matches!(result, Err(Lost::Full)), "{result:?}");
     }
 }

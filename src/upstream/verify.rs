@@ -8,7 +8,7 @@
 use rand::RngExt;
 
 use crate::dns::ede::{Ede, EdeCode};
-use crate::dns::edns::OPT_LEN;
+use crate::dns::edns::Edns;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
 use crate::dns::wire::{self, flag};
@@ -115,7 +115,9 @@ impl Asked {
             return Verdict::Ignored;
         }
         match wire::u16_at(message, 4) {
-            Some(0) => return self.judge_header(message, Rcode(flags & flag::RCODE)),
+            Some(0) => return self.judge_header(message, flags),
+            // Whatever it counts: some send back no more than the header.
+            Some(_) if message.len() == HEADER_LEN => return self.judge_header(message, flags),
             Some(1) => {}
             _ => return Verdict::Ignored,
         }
@@ -145,13 +147,23 @@ impl Asked {
         asked[name..] == answered[name..] && asked[..name].eq_ignore_ascii_case(&answered[..name])
     }
 
-    /// Judges a response without a question: a failure, from servers that echo nothing.
-    fn judge_header(&self, message: &[u8], rcode: Rcode) -> Verdict {
-        let opt = message.len() == HEADER_LEN + OPT_LEN;
-        if rcode.is_conclusive() || !(message.len() == HEADER_LEN || opt) {
+    /// Judges a response without a question: a failure, from servers that echo nothing, or cut to nothing.
+    fn judge_header(&self, message: &[u8], flags: u16) -> Verdict {
+        let edns = wire::record_at(message, HEADER_LEN)
+            .filter(|record| record.end == message.len() && Qtype(record.rtype) == Qtype::OPT)
+            .and_then(|record| Edns::from_record(message, &record));
+        let high = edns.map_or(0, |edns| u16::from(edns.rcode_high));
+        let rcode = Rcode(high << 4 | flags & flag::RCODE);
+        if message.len() != HEADER_LEN && edns.is_none() {
             return Verdict::Ignored;
         }
-        Verdict::Failure { rcode, ede: None, edns_refused: self.is_edns_refused(rcode, opt) }
+        if rcode.is_conclusive() {
+            // All that a forger gains by a cut response is that the query goes by TCP.
+            let is_cut = flags & flag::TC != 0;
+            return if is_cut { Verdict::Truncated } else { Verdict::Ignored };
+        }
+        let edns_refused = self.is_edns_refused(rcode, edns.is_some());
+        Verdict::Failure { rcode, ede: None, edns_refused }
     }
 
     /// Tells knowledge from failure.
@@ -277,6 +289,23 @@ mod tests {
             matches!(verdict, Verdict::Failure { rcode: Rcode::FORMERR, edns_refused: true, .. }),
             "{verdict:?}"
         );
+        // NOERROR in the header, BADVERS with what OPT adds; then nothing but TC, and a count of what is not there.
+        let mut badvers = header.clone();
+        (badvers[3], badvers[11]) = (0, 1);
+        badvers.extend([0, 0, 41, 4, 208, 1, 0, 0, 0, 0, 0]);
+        let verdict = asked.judge_datagram(&badvers);
+        let refused =
+            matches!(verdict, Verdict::Failure { rcode: Rcode::BADVERS, edns_refused: true, .. });
+        assert!(refused, "{verdict:?}");
+        for counts in [0, 1] {
+            let mut cut = header.clone();
+            (cut[2], cut[3], cut[5]) = (0x82, 0, counts);
+            assert_eq!(letter(&asked.judge_datagram(&cut)), 't');
+            cut[2] = 0x80;
+            assert_eq!(letter(&asked.judge_datagram(&cut)), 'i');
+            cut[3] = 2;
+            assert_eq!(letter(&asked.judge_datagram(&cut)), 'f');
+        }
         header[0] ^= 1;
         assert!(matches!(asked.judge_datagram(&header), Verdict::Ignored));
     }

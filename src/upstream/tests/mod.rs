@@ -36,6 +36,10 @@ fn udp(scripted: &Scripted) -> Upstream {
     Upstream { address: scripted.address, transport: Transport::Udp }
 }
 
+fn tcp(scripted: &Scripted) -> Upstream {
+    Upstream { address: scripted.address, transport: Transport::Tcp }
+}
+
 /// A zone so patient that a busy machine's delays are not taken for loss.
 fn forward() -> Forward {
     Forward {

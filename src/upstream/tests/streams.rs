@@ -1,6 +1,13 @@
 //! Queries by TCP: truncation, pipelining, connections that break.
 
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message};
+
 use super::*;
+use crate::upstream::connection::Connection;
+use crate::upstream::dial::{Dial, Runtime};
+use crate::upstream::lease::Ports;
+use crate::upstream::tls::Trust;
+use crate::upstream::verify::Verdict;
 
 #[tokio::test]
 async fn a_truncated_response_is_fetched_again_by_tcp() {
@@ -43,8 +50,7 @@ async fn many_queries_share_one_tcp_connection_and_come_back_in_any_order() {
         [vec![wait], well_behaved(seen)].concat()
     })
     .await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
-    let group = upstreams().0.group(&forward(), &[upstream]);
+    let group = upstreams().0.group(&forward(), &[tcp(&one)]);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..50 {
         let group = Arc::clone(&group);
@@ -66,8 +72,7 @@ async fn many_queries_share_one_tcp_connection_and_come_back_in_any_order() {
 #[tokio::test]
 async fn a_connection_that_closed_costs_a_reconnect_and_no_query() {
     let one = Scripted::start(|seen| [well_behaved(seen), vec![Act::Close]].concat()).await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
-    let group = upstreams().0.group(&forward(), &[upstream]);
+    let group = upstreams().0.group(&forward(), &[tcp(&one)]);
     for n in 0..10 {
         let query = query(&format!("n{n}.example.org"), Qtype::A);
         group.exchange(&query).await.expect("an answer");
@@ -81,8 +86,7 @@ async fn a_restarted_upstream_closes_its_connections_and_no_query_is_lost() {
         _ => well_behaved(seen),
     })
     .await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
-    let group = upstreams().0.group(&forward(), &[upstream]);
+    let group = upstreams().0.group(&forward(), &[tcp(&one)]);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..20 {
         let group = Arc::clone(&group);
@@ -98,17 +102,131 @@ async fn a_restarted_upstream_closes_its_connections_and_no_query_is_lost() {
 }
 
 #[tokio::test]
-async fn a_tcp_peer_that_answers_another_question_is_not_believed() {
-    let one = Scripted::start(|seen| {
+async fn a_tcp_peer_that_answers_another_question_is_counted_and_waited_past() {
+    let wrong = |seen: &Seen| {
         let mut wrong = message::answer_a(&seen.wire, [192, 0, 2, 66], 60);
         wrong[13] = b'z';
-        vec![Act::Send(wrong)]
+        Act::Send(wrong)
+    };
+    let one = Scripted::start(move |seen| [vec![wrong(seen)], well_behaved(seen)].concat()).await;
+    let (upstreams, metrics) = upstreams();
+    let group = upstreams.group(&forward(), &[tcp(&one)]);
+    let metrics = metrics.upstream(&format!("tcp://{}", one.address));
+    for _ in 0..3 {
+        let received = group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+        assert!(received.encoded.as_wire().ends_with(&[192, 0, 2, 1]));
+    }
+    let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
+    assert_eq!((from.len(), metrics.mismatched.get(), metrics.queries.get()), (1, 3, 3));
+    one.behave(move |seen| vec![wrong(seen)]);
+    let error = group.exchange(&query("example.org", Qtype::A)).await;
+    assert!(matches!(error, Err(ExchangeError::Timeout { .. })), "{error:?}");
+    assert!(metrics.mismatched.get() > 3 && metrics.timeouts.get() > 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_made_holds_up_nobody_who_could_be_answered_by_another() {
+    // Its backlog holds one: the second connection's handshake never ends.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let listener = socket.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("bound");
+    let one =
+        Scripted::start(|seen| [vec![Act::Wait(300 * MS)], well_behaved(seen)].concat()).await;
+    let onward = one.address;
+    let relay = tokio::spawn(async move {
+        let (mut from, _) = listener.accept().await.expect("one connection");
+        // Fills the backlog, so that the kernel drops what comes next.
+        let _fill = tokio::net::TcpStream::connect(address).await;
+        let mut to = tokio::net::TcpStream::connect(onward).await.expect("it listens");
+        let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+        drop(listener);
+    });
+    let zone = Forward { timeout: Duration::from_secs(8), ..forward() };
+    let group = upstreams().0.group(&zone, &[Upstream { address, transport: Transport::Tcp }]);
+    group.exchange(&query("first.example.org", Qtype::A)).await.expect("an answer");
+    let began = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let group = Arc::clone(&group);
+        tasks.spawn(async move {
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.map(|_| began.elapsed())
+        });
+    }
+    for outcome in tasks.join_all().await {
+        let took = outcome.expect("an answer by the first connection");
+        assert!(took < Duration::from_millis(1900), "{took:?}: it waited for a handshake");
+    }
+    relay.abort();
+}
+
+#[tokio::test]
+async fn a_burst_of_queries_and_of_responses_is_read_to_its_end() {
+    const MANY: usize = 240;
+    let held = std::sync::Mutex::new(Vec::new());
+    let one = Scripted::start(move |seen| {
+        let mut held = held.lock().expect("no panic");
+        let message = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
+        let length = u16::try_from(message.len()).expect("short").to_be_bytes();
+        held.extend([&length, &message[..]].concat());
+        if seen.index + 1 < MANY { Vec::new() } else { vec![Act::Raw(std::mem::take(&mut *held))] }
     })
     .await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
-    let group = upstreams().0.group(&forward(), &[upstream]);
-    let error = group.exchange(&query("example.org", Qtype::A)).await;
-    assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
+    let metrics = Metrics::new();
+    let range = PortRange { first: 30_000, last: 60_999, reserved: Vec::new() };
+    let dial = Dial {
+        runtime: Runtime::new(Ports::new(range, 0, metrics.ports.clone())),
+        address: one.address,
+        transport: Transport::Tcp,
+        trust: Arc::new(Trust::new(None)),
+    };
+    let place = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("free");
+    let connection = Arc::new(Connection::open(&dial, place));
+    let metrics = metrics.upstream("one");
+    let ask = |n: usize| {
+        let (connection, metrics) = (Arc::clone(&connection), metrics.clone());
+        async move {
+            let asked = query(&format!("n{n}.example.org"), Qtype::A);
+            let wire = asked.to_wire(0, asked.qname.as_wire(), true);
+            let request = Message::from_vec(&wire).expect("a query");
+            let request = DnsRequest::new(request, DnsRequestOptions::default());
+            connection.ask(request, |_| Verdict::Truncated, &metrics).await.map(|_| ())
+        }
+    };
+    let tasks: tokio::task::JoinSet<_> = (0..MANY).map(ask).collect();
+    for outcome in tasks.join_all().await {
+        outcome.expect("within the ten seconds after which hickory gives a query up");
+    }
+}
+
+#[tokio::test]
+async fn what_hickory_cannot_decode_is_an_answer_by_tcp_as_by_udp() {
+    // Parameters out of order, which RFC 9460 has recipients reject; stub resolvers decide that.
+    let odd = b"\x00\x01\x00\x00\x03\x00\x02\x01\xbb\x00\x01\x00\x03\x02h2";
+    let one =
+        Scripted::start(send(move |wire| message::answer(wire, &[(Qtype::HTTPS, 60, odd)]))).await;
+    for upstream in [udp(&one), tcp(&one)] {
+        let group = upstreams().0.group(&forward(), &[upstream]);
+        let received =
+            group.exchange(&query("example.org", Qtype::HTTPS)).await.expect("an answer");
+        assert!(received.encoded.has_answer());
+    }
+}
+
+#[tokio::test]
+async fn edns_refused_by_tcp_is_remembered() {
+    let one = Scripted::start(|seen| match message::has_edns(&seen.wire) {
+        true => rcode(Rcode::FORMERR)(seen),
+        false => well_behaved(seen),
+    })
+    .await;
+    let group = upstreams().0.group(&forward(), &[tcp(&one)]);
+    for _ in 0..3 {
+        group.exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    }
+    let edns: Vec<_> = one.seen().iter().map(|seen| message::has_edns(&seen.wire)).collect();
+    assert_eq!(edns, [true, false, false, false]);
 }
 
 #[tokio::test]
@@ -141,8 +259,7 @@ async fn half_a_response_by_tcp_is_no_response_and_a_dripping_one_is() {
         framed.chunks(7).flat_map(|part| [Act::Raw(part.to_vec()), Act::Wait(5 * MS)]).collect()
     })
     .await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
-    let group = upstreams().0.group(&forward(), &[upstream]);
+    let group = upstreams().0.group(&forward(), &[tcp(&one)]);
     for _ in 0..2 {
         let error = group.exchange(&query("example.org", Qtype::A)).await;
         assert!(matches!(error, Err(ExchangeError::Unreachable { .. })), "{error:?}");
@@ -157,13 +274,69 @@ async fn a_connection_that_fell_silent_is_replaced() {
         _ => well_behaved(seen),
     })
     .await;
-    let upstream = Upstream { address: one.address, transport: Transport::Tcp };
     let zone = Forward { timeout: Duration::from_secs(4), ..forward() };
-    let group = upstreams().0.group(&zone, &[upstream]);
+    let group = upstreams().0.group(&zone, &[tcp(&one)]);
     group.exchange(&query("n0.example.org", Qtype::A)).await.expect("an answer");
     let began = Instant::now();
     group.exchange(&query("n1.example.org", Qtype::A)).await.expect("by a second connection");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
     assert_eq!((one.count(), from.len()), (3, 2));
+}
+
+#[tokio::test]
+async fn a_response_that_drips_for_longer_than_a_connection_may_be_silent_is_taken() {
+    let one = Scripted::start(|seen| {
+        let message = message::answer_a(&seen.wire, [192, 0, 2, 1], 60);
+        let length = u16::try_from(message.len()).expect("short").to_be_bytes();
+        let framed = [&length, &message[..]].concat();
+        framed.chunks(5).flat_map(|part| [Act::Raw(part.to_vec()), Act::Wait(200 * MS)]).collect()
+    })
+    .await;
+    let zone = Forward { timeout: Duration::from_secs(20), ..forward() };
+    let group = upstreams().0.group(&zone, &[tcp(&one)]);
+    let began = Instant::now();
+    group.exchange(&query("example.org", Qtype::A)).await.expect("the whole, in the end");
+    assert!(began.elapsed() > Duration::from_secs(2), "it dripped");
+    assert!(one.count() <= 2, "{}", one.count());
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_silent_by_tcp_has_a_bounded_number_of_connections_and_comes_back() {
+    let one = Scripted::start(silent).await;
+    let zone = Forward { timeout: Duration::from_secs(3), ..forward() };
+    let group = upstreams().0.group(&zone, &[tcp(&one)]);
+    let ask = |n: usize| {
+        let group = Arc::clone(&group);
+        async move {
+            tokio::time::sleep(2 * MS * u32::try_from(n).expect("few")).await;
+            group.exchange(&query(&format!("n{n}.example.org"), Qtype::A)).await
+        }
+    };
+    let tasks: tokio::task::JoinSet<_> = (0..1500).map(ask).collect();
+    assert!(tasks.join_all().await.iter().all(Result::is_err));
+    let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
+    // At one time eight at most; each is given up after a while, and closed when nobody listens to it.
+    assert!(from.len() <= 16, "{} connections in six seconds", from.len());
+    one.behave(well_behaved);
+    ask(0).await.expect("an answer");
+}
+
+#[tokio::test]
+async fn connections_to_an_endpoint_that_has_vanished_are_closed_at_once_with_what_is_on_them() {
+    let one = Scripted::start(silent).await;
+    let (upstreams, _) = upstreams();
+    let peer = upstreams.peer(&tcp(&one), None);
+    let asked = query("example.org", Qtype::A);
+    let terms = crate::upstream::Terms { ports: PortPolicy::PerQuery, trust_ad: false };
+    let attempt = crate::upstream::attempt::Attempt::new(Arc::clone(&peer), &asked, terms).run();
+    let vanish = async {
+        while one.count() == 0 {
+            tokio::time::sleep(MS).await;
+        }
+        peer.vanish();
+    };
+    let (outcome, ()) = tokio::join!(tokio::time::timeout(500 * MS, attempt), vanish);
+    outcome.expect("nobody listens to it any more");
+    assert_eq!(peer.standing(), crate::upstream::Standing::Well, "that it is gone is no failure");
 }
