@@ -73,7 +73,9 @@ impl Resolver {
         zone: &Arc<ForwardZone>,
         stale: Arc<Entry>,
     ) -> Response {
-        let is_failing = self.cache.failure(key, clock::now()).is_some();
+        // One who waits is enough for a name whose upstream hangs.
+        let is_failing =
+            self.in_flight.is_outlasted(key) || self.cache.failure(key, clock::now()).is_some();
         if !is_failing && zone.group.is_down() {
             // Begun, and left to itself: even a wait of no time at all would end with the timer's next tick.
             drop(self.renewal(query, key, zone).now_or_never());
@@ -85,7 +87,10 @@ impl Resolver {
                 match tokio::time::timeout(left.min(LOOK_EVERY), &mut renewal).await {
                     Ok(Some(Ok(entry))) => return Response { entry, aging: Aging::Fresh },
                     Ok(_) => break,
-                    Err(_) if left <= LOOK_EVERY || zone.group.is_down() => break,
+                    Err(_) if left <= LOOK_EVERY || zone.group.is_down() => {
+                        self.in_flight.outlast(key);
+                        break;
+                    }
                     Err(_) => {}
                 }
             }

@@ -24,10 +24,18 @@ type Teller = watch::Sender<Option<Outcome>>;
 #[derive(Default)]
 struct Table {
     /// Those that others may join.
-    open: HashMap<Key, (u64, Option<Teller>), ByCarried>,
+    open: HashMap<Key, Running, ByCarried>,
     /// Those that nobody joins any more, but that some wait for.
     forgotten: HashMap<u64, Teller>,
     next: u64,
+}
+
+/// One that others may join.
+struct Running {
+    number: u64,
+    teller: Option<Teller>,
+    /// Somebody has waited for it in vain as long as one waits who has a stale answer.
+    is_outlasted: bool,
 }
 
 /// What joining an exchange gives.
@@ -53,21 +61,35 @@ impl InFlight {
     /// Joins the exchange for `key`, or begins it.
     pub fn join(&self, key: &KeyBuffer) -> Role {
         let mut table = lock(&self.0);
-        if let Some((_, teller)) = table.open.get_mut(key as &dyn Lookup) {
-            let teller = teller.get_or_insert_with(|| watch::Sender::new(None));
+        if let Some(running) = table.open.get_mut(key as &dyn Lookup) {
+            let teller = running.teller.get_or_insert_with(|| watch::Sender::new(None));
             return Role::Follow(Follow(teller.subscribe()));
         }
         let (key, number) = (key.to_key(), table.next);
         table.next += 1;
-        table.open.insert(key.clone(), (number, None));
+        let running = Running { number, teller: None, is_outlasted: false };
+        table.open.insert(key.clone(), running);
         Role::Lead(Lead { key, number, table: Arc::clone(&self.0), has_left: false })
+    }
+
+    /// Notes that the exchange for `key` takes longer than one waits who has a stale answer.
+    pub fn outlast(&self, key: &KeyBuffer) {
+        if let Some(running) = lock(&self.0).open.get_mut(key as &dyn Lookup) {
+            running.is_outlasted = true;
+        }
+    }
+
+    /// Tells whether [`InFlight::outlast`] was said of the exchange that runs for `key`.
+    pub fn is_outlasted(&self, key: &KeyBuffer) -> bool {
+        let table = lock(&self.0);
+        table.open.get(key as &dyn Lookup).is_some_and(|running| running.is_outlasted)
     }
 
     /// Makes later queries begin exchanges of their own; who waits already goes on waiting.
     pub fn forget_all(&self) {
         let table = &mut *lock(&self.0);
         let awaited =
-            table.open.drain().filter_map(|(_, (number, teller))| Some((number, teller?)));
+            table.open.drain().filter_map(|(_, running)| Some((running.number, running.teller?)));
         table.forgotten.extend(awaited);
     }
 }
@@ -91,7 +113,7 @@ impl Lead {
         let mut table = lock(&self.table);
         // Forgotten, it may have a successor already.
         match table.open.get(&self.key) {
-            Some((number, _)) if *number == self.number => table.open.remove(&self.key)?.1,
+            Some(running) if running.number == self.number => table.open.remove(&self.key)?.teller,
             _ => table.forgotten.remove(&self.number),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`route`] picks who answers, [`local`] knows our own data, [`cluster`] asks the cluster zone, [`forward`] asks upstreams through the
 //! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
-//! [`asker`] where who asks matters, [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
+//! `stale` is what is served when nobody can be asked, [`asker`] where who asks matters, [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
 //! [`dns64`], and by [`reach`] where IPv6 leads nowhere).
 //! It refuses to know sockets and wire forms: `serve` faces stub resolvers, `upstream` the others.
 
@@ -19,6 +19,7 @@ pub mod local;
 pub mod reach;
 pub mod rewrite;
 pub mod route;
+mod stale;
 #[cfg(test)]
 mod tests;
 

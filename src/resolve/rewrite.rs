@@ -31,6 +31,12 @@ const AUTO_TTL: u32 = 10;
 /// What stub resolvers are told when addresses were withheld.
 const BLOCKED: Ede = Ede::new(EdeCode::BLOCKED, "rebinding protection withholds addresses");
 
+/// The parameters of SVCB and HTTPS records that hold addresses.
+///
+/// Source: RFC 9460 §14.3.2
+const IPV4_HINT: u16 = 4;
+const IPV6_HINT: u16 = 6;
+
 /// What one forward zone changes.
 pub struct Rewrite {
     zone: Name,
@@ -125,9 +131,12 @@ impl Rewrite {
         encoded: &Encoded,
         is_withheld: impl Fn(IpAddr) -> bool,
     ) -> Option<Encoded> {
-        let condemned = |record: &RecordAt| address_of(encoded, record).is_some_and(&is_withheld);
+        let condemned = |record: &RecordAt| {
+            let mut hints = hints_of(encoded, record).unwrap_or_default().into_iter();
+            address_of(encoded, record).is_some_and(&is_withheld) || hints.any(&is_withheld)
+        };
         encoded.records().any(|(_, record)| condemned(&record)).then(|| {
-            let goes = |record: &RecordAt| condemned(record) || signs_address(encoded, record);
+            let goes = |record: &RecordAt| condemned(record) || signs_withheld(encoded, record);
             let nodata = self.nodata(query, NODATA_TTL);
             // What cannot be written without them is not written with them.
             rewritten(encoded, &nodata, goes).unwrap_or(nodata)
@@ -148,9 +157,18 @@ pub fn is_blocked(encoded: &Encoded) -> bool {
 
 /// Tells whether a record signs addresses: a signature over a set that has changed holds no longer.
 pub(super) fn signs_address(encoded: &Encoded, record: &RecordAt) -> bool {
-    let covered = || wire::u16_at(encoded.as_wire(), record.rdata).map(Qtype);
-    Qtype(record.rtype) == Qtype::RRSIG
-        && matches!(covered(), Some(covered) if covered == Qtype::A || covered == Qtype::AAAA)
+    signs_one_of(&[Qtype::A, Qtype::AAAA], encoded, record)
+}
+
+/// Tells whether a record signs a set of which some may be withheld.
+fn signs_withheld(encoded: &Encoded, record: &RecordAt) -> bool {
+    signs_one_of(&[Qtype::A, Qtype::AAAA, Qtype::SVCB, Qtype::HTTPS], encoded, record)
+}
+
+/// Tells whether a record is a signature over one of these types.
+fn signs_one_of(types: &[Qtype], encoded: &Encoded, record: &RecordAt) -> bool {
+    let covered = wire::u16_at(encoded.as_wire(), record.rdata).map(Qtype);
+    Qtype(record.rtype) == Qtype::RRSIG && covered.is_some_and(|covered| types.contains(&covered))
 }
 
 /// The address of an A or AAAA record.
@@ -164,6 +182,33 @@ pub(super) fn address_of(encoded: &Encoded, record: &RecordAt) -> Option<IpAddr>
         Qtype::AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
         _ => None,
     }
+}
+
+/// The addresses that an SVCB or HTTPS record says to try; `None` where it is none that can be read.
+///
+/// Source: RFC 9460 §2.2, §7.3
+fn hints_of(encoded: &Encoded, record: &RecordAt) -> Option<Vec<IpAddr>> {
+    if record.class != Qclass::IN.0 || ![Qtype::SVCB, Qtype::HTTPS].contains(&Qtype(record.rtype)) {
+        return None;
+    }
+    let data = encoded.as_wire().get(record.rdata..record.end)?;
+    let mut at = wire::skip_plain_name(data, 2)?;
+    let mut hints = Vec::new();
+    while at < data.len() {
+        let (key, len) = (wire::u16_at(data, at)?, usize::from(wire::u16_at(data, at + 2)?));
+        let value = data.get(at + 4..at + 4 + len)?;
+        match key {
+            IPV4_HINT => {
+                hints.extend(value.as_chunks().0.iter().map(|four: &[u8; 4]| IpAddr::from(*four)))
+            }
+            IPV6_HINT => {
+                hints.extend(value.as_chunks().0.iter().map(|all: &[u8; 16]| IpAddr::from(*all)))
+            }
+            _ => {}
+        }
+        at += 4 + len;
+    }
+    Some(hints)
 }
 
 /// The response without the records that go, the authority section of `nodata` added when it needs one.
@@ -209,18 +254,23 @@ fn is_inner_v4(address: Ipv4Addr) -> bool {
         || address.is_private()
         || address.is_loopback()
         || address.is_link_local()
-        || address.is_broadcast()
+        || first >= 240 // reserved, the broadcast address too; clouds number pods with it
 }
 
 /// [`is_inner`] for IPv6; an address that stands for an IPv4 address is as inner as that.
 fn is_inner_v6(address: Ipv6Addr) -> bool {
     let [head @ .., sixth, seventh] = address.segments();
+    let stands_for = |high: u16, low: u16| {
+        is_inner_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+    };
     let embedded = match head {
-        // Compatible (which `::` and `::1` are too), mapped, and the well-known prefix of RFC 6052.
-        [0, 0, 0, 0, 0, 0 | 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => {
-            let ([a, b], [c, d]) = (sixth.to_be_bytes(), seventh.to_be_bytes());
-            is_inner_v4(Ipv4Addr::new(a, b, c, d))
+        // Compatible (which `::` and `::1` are too), mapped, translated (RFC 2765), and the well-known prefix
+        // of RFC 6052.
+        [0, 0, 0, 0, 0, 0 | 0xffff] | [0, 0, 0, 0, 0xffff, 0] | [0x64, 0xff9b, 0, 0, 0, 0] => {
+            stands_for(sixth, seventh)
         }
+        [0x64, 0xff9b, 1, ..] => true, // for translators of one's own (RFC 8215)
+        [0x2002, high, low, ..] => stands_for(high, low), // 6to4
         _ => false,
     };
     let is_site_local = head[0] & 0xffc0 == 0xfec0; // RFC 3879: gone, but still nobody's
@@ -279,7 +329,9 @@ mod tests {
             ("172.16.0.1", true),
             ("172.32.0.1", false),
             ("192.168.1.1", true),
+            ("240.0.0.1", true),
             ("255.255.255.255", true),
+            ("239.0.0.1", false),
             ("198.18.0.1", false),
             ("192.0.2.1", false),
             ("::", true),
@@ -289,6 +341,11 @@ mod tests {
             ("::ffff:192.0.2.1", false),
             ("64:ff9b::10.0.0.1", true),
             ("64:ff9b::192.0.2.1", false),
+            ("64:ff9b:1::192.0.2.1", true),
+            ("::ffff:0:10.0.0.1", true),
+            ("::ffff:0:192.0.2.1", false),
+            ("2002:a00:1::1", true),
+            ("2002:c000:201::1", false),
             ("fc00::1", true),
             ("fd12::1", true),
             ("fe80::1", true),
@@ -343,6 +400,27 @@ mod tests {
             ],
         );
         assert_eq!((types, is_screened), (vec![15], true), "addresses that come along count too");
+    }
+
+    #[test]
+    fn a_service_record_that_hints_at_inner_addresses_is_withheld_with_its_signature() {
+        let name = "w.example.org";
+        let outer = b"\0\x01\0\0\x01\0\x03\x02h2\0\x04\0\x04\xc0\0\x02\x01";
+        let v4 = b"\0\x01\0\0\x01\0\x03\x02h2\0\x04\0\x08\xc0\0\x02\x01\x0a\0\0\x01";
+        let mut v6 = b"\0\x01\x03svc\0\0\x06\0\x10".to_vec();
+        v6.extend([0xfd; 16]);
+        let signature = Record::answer(name, Qtype::RRSIG, 60, &[0, 65, 8, 3]);
+        let https = |data| Record::answer(name, Qtype::HTTPS, 60, data);
+        for (what, records, types, is_screened) in [
+            ("outer", vec![https(outer), signature], vec![65, 46], false),
+            ("no hints", vec![https(b"\0\0\0")], vec![65], false),
+            ("cut off", vec![https(b"\0\x01\0\0\x04\0\x04\x0a")], vec![65], false),
+            ("IPv4", vec![https(v4), signature], vec![6], true),
+            ("IPv6", vec![https(&v6), https(outer)], vec![65], true),
+        ] {
+            let expected = (Rcode::NOERROR, types, is_screened);
+            assert_eq!(screened(name, Qtype::HTTPS, &records), expected, "{what}");
+        }
     }
 
     #[test]

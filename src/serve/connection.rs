@@ -21,6 +21,7 @@ use super::quota::Share;
 use super::seats::Seated;
 use super::tcp::Server;
 use crate::clock;
+use crate::dns::query::QueryView;
 use crate::dns::wire;
 use crate::resolve::Carrier;
 
@@ -223,7 +224,7 @@ impl Connection {
         match &look {
             Look::Silence => return None,
             Look::Miss(view) => match front.in_flight.take(source.ip()) {
-                None => facts = Some(front.shed(view, message.len(), &mut out)),
+                None => facts = Some(self.crowded_out((view, message.len()), &mut out)),
                 Some(share) => self.submit(message, sender, (share, received)).await,
             },
             Look::Hit(view, entry) if entry.claims_prefetch(received) => {
@@ -236,6 +237,19 @@ impl Connection {
         self.send(out, sender).await?;
         self.account(&facts, received, logged.as_deref());
         Some(())
+    }
+
+    /// Answers a miss that finds no share: stale, or with a refusal.
+    fn crowded_out(&self, (view, len): (&QueryView<'_>, usize), out: &mut Vec<u8>) -> Facts {
+        let front = &self.server.front;
+        match front.resolver.stale(view, self.seated.seat.source.ip()) {
+            Some(stale) => {
+                let room = stale.entry.encoded().max_fitted_len().clamp(SMALL, MAX_MESSAGE);
+                out.resize(room, 0);
+                front.answer_stale((view, &stale), len, out)
+            }
+            None => front.shed(view, len, out),
+        }
     }
 
     /// Counts and logs what was answered.

@@ -18,7 +18,7 @@ use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::{QueryView, Refusal};
 use crate::dns::{Qtype, Rcode};
 use crate::metrics::{Answered, Arrival, Metrics, Origin, ZoneId};
-use crate::resolve::Resolver;
+use crate::resolve::{Resolver, Response};
 use crate::telemetry::QueryLog;
 
 /// What may change while we run.
@@ -142,6 +142,26 @@ impl Front {
             query_len: wire.len(),
             response_len,
         })
+    }
+
+    /// Writes a stale response into `out`, whose length (at least 512) is its limit.
+    pub fn answer_stale(
+        &self,
+        (view, stale): (&QueryView<'_>, &Response),
+        query_len: usize,
+        out: &mut [u8],
+    ) -> Facts {
+        let encoded = stale.entry.encoded();
+        let response_len = encoded.fit(view, stale.aging, out.len(), out);
+        Facts {
+            zone: stale.entry.zone(),
+            qtype: view.qtype(),
+            dnssec_ok: view.dnssec_ok(),
+            rcode: encoded.rcode(),
+            origin: Origin::Stale,
+            query_len,
+            response_len,
+        }
     }
 
     /// Counts a refusal under its kind.

@@ -237,7 +237,8 @@ pub async fn handle(
     })
 }
 
-/// The response to a query by UDP that has waited in vain; `None` when its message cannot be read.
+/// The response to a query by UDP that has waited in vain: a stale one if there is one. `None` when its
+/// message cannot be read.
 pub fn shed(
     handler: &Handler,
     wire: &[u8],
@@ -245,10 +246,19 @@ pub fn shed(
     received: Instant,
 ) -> Option<Vec<u8>> {
     let view = QueryView::parse(wire).ok()?;
-    let mut out = vec![0; reply::REFUSAL_LEN];
-    let facts = handler.front.shed(&view, wire.len(), &mut out);
+    let (response, facts) = match handler.front.resolver.stale(&view, source.ip()) {
+        Some(stale) => {
+            let limit = view.udp_limit(handler.front.policy.load().udp_payload);
+            fitted(&view, &stale, limit, wire.len())
+        }
+        None => {
+            let mut out = vec![0; reply::REFUSAL_LEN];
+            let facts = handler.front.shed(&view, wire.len(), &mut out);
+            finished(out, facts)
+        }
+    };
     handler.account(&facts, wire, (source, Carrier::Datagram), received);
-    Some(finished(out, facts).0)
+    Some(response)
 }
 
 #[cfg(test)]

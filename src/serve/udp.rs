@@ -4,7 +4,7 @@
 //! worker of the resolver runtime, which sends its response through the same socket.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -207,10 +207,15 @@ impl Serve {
             Look::Miss(view) => {
                 match self.front.in_flight.take_of_part(source.ip(), self.room.part()) {
                     Some(share) => self.misses.push((self.miss(i, socket, now), share)),
-                    None if self.room.admits(wire.len()) => {
-                        self.room.put(self.miss(i, socket, now))
+                    None => {
+                        let limit = view.udp_limit(policy.udp_payload);
+                        let (room, out) = (&self.room, &mut out[..limit]);
+                        facts =
+                            crowded_out((&self.front, room), (view, source.ip()), wire.len(), out);
+                        if facts.is_none() {
+                            self.room.put(self.miss(i, socket, now));
+                        }
                     }
-                    None => facts = Some(self.front.shed(view, wire.len(), out)),
                 }
             }
             Look::Hit(view, entry) if entry.claims_prefetch(now) => {
@@ -255,6 +260,27 @@ impl Serve {
         self.worker.spawn(async move {
             misses.into_iter().for_each(|miss| slots.give(miss, Miss::resolve));
         });
+    }
+}
+
+/// Answers a miss that finds no share, stale or with a refusal; `None` where it is to wait in the room.
+///
+/// Where nobody can be asked waiting is of no use.
+fn crowded_out(
+    (front, room): (&Front, &Room),
+    (view, source): (&QueryView<'_>, IpAddr),
+    query_len: usize,
+    out: &mut [u8],
+) -> Option<Facts> {
+    let has_place = room.admits(query_len);
+    let stale = match has_place {
+        true => front.resolver.stale_while_down(view, source),
+        false => front.resolver.stale(view, source),
+    };
+    match stale {
+        Some(stale) => Some(front.answer_stale((view, &stale), query_len, out)),
+        None if has_place => None,
+        None => Some(front.shed(view, query_len, out)),
     }
 }
 

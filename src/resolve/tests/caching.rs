@@ -336,3 +336,29 @@ async fn a_name_is_renewed_with_recursion_desired_whoever_has_asked_for_it() {
     }
     assert!(stage.upstream.seen().iter().all(|seen| seen.wire[2] & 1 == 1), "RD");
 }
+
+#[tokio::test]
+async fn one_who_waits_is_enough_for_a_stale_name_whose_upstream_hangs() {
+    let stage = Stage::of("", "timeout = \"4500ms\"", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|seen| match seen.wire[13].to_ascii_lowercase() {
+        b'e' => Vec::new(),
+        _ => well_behaved(seen),
+    });
+    skip(61 * SECOND).await;
+    // Others are answered meanwhile, so that the upstream is not down.
+    let others = async {
+        for number in 0.. {
+            let _ = stage.ask(&format!("n{number}.example.org"), Qtype::A).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let asked = async {
+        for _ in 0..3 {
+            let stale = stage.ask("example.org", Qtype::A).await.expect("stale");
+            assert_eq!(stale.aging, Aging::Stale);
+        }
+    };
+    tokio::select! { () = asked => {}, () = others => {} }
+    assert_eq!(stage.metrics.cache.coalesced.get(), 0, "nobody waits beside the first");
+}

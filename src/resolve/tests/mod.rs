@@ -73,8 +73,9 @@ impl Stage {
 
 /// The configuration `extra` and a zone `.` with `keys`.
 fn config_of(extra: &str, keys: &str, upstream: &Scripted) -> Config {
+    let timeout = if keys.contains("timeout") { "" } else { "timeout = \"300ms\"" };
     load(&format!(
-        "{extra}\n[[forward]]\nzone = \".\"\nupstreams = [\"{}\"]\ntimeout = \"300ms\"\n{keys}\n",
+        "{extra}\n[[forward]]\nzone = \".\"\nupstreams = [\"{}\"]\n{timeout}\n{keys}\n",
         upstream.address
     ))
 }

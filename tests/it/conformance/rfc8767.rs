@@ -83,3 +83,24 @@ fn a_ttl_with_the_top_bit_set_is_large_and_capped_at_seven_days() {
         assert_eq!(sink.seen_for(&format!("{name}.")).len(), 1);
     }
 }
+
+#[test]
+fn a_stale_answer_needs_no_share_of_what_a_crowd_of_hopeless_queries_has_used_up() {
+    let (state, _sink, daemon) = switched(|setup| setup.tables("[serve]\nmax_in_flight = 16"));
+    let question = ask("www.example.org", qtype::A);
+    assert_eq!(wire::udp(daemon.address(), &question).ttl(), Some(1));
+    state.store(1, Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(1200));
+    // As many as find a share, and others that wait for one; none will be answered in time.
+    let crowd = wire::Udp::to(daemon.address());
+    for number in 0..200 {
+        crowd.send(&ask(&format!("n{number}.example.org"), qtype::A).to_wire());
+    }
+    for _ in 0..3 {
+        let stale = wire::udp(daemon.address(), &question);
+        assert_eq!((stale.rcode(), stale.data(qtype::A)), (rcode::NOERROR, vec!["192.0.2.7"]));
+        assert_eq!(stale.ede(), [3]);
+    }
+    let by_tcp = wire::tcp(daemon.address(), &question);
+    assert_eq!(by_tcp.data(qtype::A), ["192.0.2.7"]);
+}
