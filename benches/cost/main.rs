@@ -10,13 +10,13 @@ mod process;
 mod server;
 mod servers;
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use load::{Passes, Sample};
-use process::Place;
+use process::{Place, counted};
 use server::Server;
 
 /// A hit may cost this many echoes.
@@ -25,9 +25,19 @@ const HIT_BUDGET: f64 = 1.25;
 /// A name of the cluster zone may cost this many hits.
 const CLUSTER_BUDGET: f64 = 1.05;
 
-/// The rows of responses from the cache, and of names of the cluster zone.
+/// The rows of responses from the cache, of names of the cluster zone, and of misses.
 const HIT: &str = "nodens hit";
 const CLUSTER: &str = "nodens cluster name";
+const MISS: &str = "nodens miss";
+const POOLED: &str = "nodens miss, pooled";
+
+/// A miss may cost so many of a peer's.
+const MISS_BUDGETS: [(&str, &str, f64); 4] = [
+    (MISS, "unbound miss", 0.85),
+    (MISS, "node-cache miss", 0.6),
+    (POOLED, "dnsdist miss", 1.4),
+    (POOLED, "node-cache miss", 0.4),
+];
 
 /// How much is run.
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +131,10 @@ fn measure(plan: Plan) -> io::Result<bool> {
             push(&mut rows, HIT, again);
             let fresh = names.fresh(plan.seconds)?;
             let miss = load::run(&nodens, &fresh, Passes::One, plan.seconds)?;
-            push(&mut rows, "nodens miss", miss);
+            push(&mut rows, MISS, miss);
             let fresh = names.fresh(plan.seconds)?;
             let miss = load::run(&pooled, &fresh, Passes::One, plan.seconds)?;
-            push(&mut rows, "nodens miss, pooled", miss);
+            push(&mut rows, POOLED, miss);
         }
     }
     for (name, start) in servers::peers().into_iter().filter(|_| plan.peers) {
@@ -169,19 +179,6 @@ fn hits(nodens: &Server, admin: SocketAddr, known: &Path, seconds: u64) -> io::R
     Ok(sample)
 }
 
-/// The sum of a counter's samples, over all labels, as `/metrics` tells it.
-fn counted(admin: SocketAddr, name: &str) -> io::Result<f64> {
-    let mut stream = TcpStream::connect(admin)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let values = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
-    });
-    Ok(values.sum())
-}
-
 /// Prints the table; tells whether every run is believable and, when judged, the hit within its budget.
 fn report(rows: &[Row], plan: Plan) -> bool {
     let measure = rows[0].median().cost.as_secs_f64();
@@ -210,6 +207,22 @@ fn report(rows: &[Row], plan: Plan) -> bool {
             let ratio = of_hit(row);
             println!("{:16} {ratio:.3} x a hit, budget {CLUSTER_BUDGET}", "");
             holds &= ratio <= CLUSTER_BUDGET || !plan.judge;
+        }
+    }
+    let are_within = misses(rows);
+    holds && (are_within || !plan.judge)
+}
+
+/// Prints what misses cost beside those of the peers that were measured; tells whether all are within their budgets.
+fn misses(rows: &[Row]) -> bool {
+    let cost = |name| rows.iter().find(|row| row.name == name).map(|row| row.median().cost);
+    let mut holds = true;
+    for (own, peers, budget) in MISS_BUDGETS {
+        if let (Some(cost), Some(peer)) = (cost(own), cost(peers)) {
+            let ratio = cost.div_duration_f64(peer);
+            let verdict = if ratio <= budget { "" } else { ": NOT KEPT" };
+            println!("{own}: {ratio:.2} x {peers}, budget {budget}{verdict}");
+            holds &= ratio <= budget;
         }
     }
     holds

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::load;
-use super::process::Place;
+use super::process::{self, Place};
 use super::server::{Cores, Server, free_address};
 
 /// The upstream: knot, authoritative for `example.org` with a wildcard, TTL one hour.
@@ -54,15 +55,31 @@ pub fn nodens(
          [cluster]\nsource = \"files\"\nfolder = {folder:?}\ndomains = [\"k8s.example\"]\n\n\
          [admin]\nlisten = [\"{admin}\"]\nsocket = \"\"\n\n[log]\nlevel = \"error\"\n"
     );
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nodens"));
+    let mut command = process::nodens();
     command.args(["run", "--config"]).arg(place.write(&format!("nodens-{ports}.toml"), &text)?);
     Ok((Server::start("nodens", &command, address, Cores::First)?, admin))
 }
 
+/// node-cache's engine, which `benches/upstreams/run` builds.
+const NODE_CACHE: &str = "node-cache";
+
+/// Its program, where the environment names one.
+fn node_cache_program() -> Option<PathBuf> {
+    std::env::var_os("NODE_CACHE").map(PathBuf::from).filter(|path| path.is_file())
+}
+
 /// The peers that are installed, each started when its turn comes.
 pub fn peers() -> Vec<Peer> {
-    let all: [Peer; 3] = [("unbound", unbound), ("dnsmasq", dnsmasq), ("dnsdist", dnsdist)];
+    let all: [Peer; 4] = [
+        ("unbound", unbound),
+        ("dnsmasq", dnsmasq),
+        ("dnsdist", dnsdist),
+        (NODE_CACHE, node_cache),
+    ];
     let is_installed = |(name, _): &Peer| {
+        if *name == NODE_CACHE {
+            return node_cache_program().is_some();
+        }
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
     };
@@ -114,4 +131,18 @@ fn dnsdist(place: &Place, upstream: SocketAddr) -> io::Result<Server> {
         .args(["--supervised", "--disable-syslog", "-C"])
         .arg(place.write("dnsdist.conf", &text)?);
     Server::start("dnsdist", &command, address, Cores::First)
+}
+
+/// node-cache's engine with its default Corefile for the zone `.`.
+fn node_cache(place: &Place, upstream: SocketAddr) -> io::Result<Server> {
+    let address = free_address()?;
+    let text = format!(
+        ".:{} {{\n  errors\n  cache 30\n  reload\n  loop\n  bind 127.0.0.1\n  forward . {upstream}\n  \
+         prometheus 127.0.0.1:{}\n}}\n",
+        address.port(),
+        free_address()?.port(),
+    );
+    let mut command = Command::new(node_cache_program().ok_or(io::ErrorKind::NotFound)?);
+    command.arg("-conf").arg(place.write("Corefile", &text)?);
+    Server::start(NODE_CACHE, &command, address, Cores::First)
 }

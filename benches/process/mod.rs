@@ -2,8 +2,8 @@
 //! Shared by the benches that start servers.
 
 use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -69,23 +69,56 @@ impl Process {
     }
 }
 
+/// The daemon: another build than this program's own where `NODENS` names one.
+pub fn nodens() -> Command {
+    Command::new(std::env::var_os("NODENS").unwrap_or(env!("CARGO_BIN_EXE_nodens").into()))
+}
+
 /// Tells whether `name` is answered with NOERROR within 100 ms.
 pub fn answers(address: SocketAddr, name: &str) -> bool {
+    // A server that is still starting may answer SERVFAIL.
+    answer(address, name).is_some_and(|response| response[2] & 0x80 != 0 && response[3] & 15 == 0)
+}
+
+/// The response to a query for `name`, with a header at least, if it comes within 100 ms.
+fn answer(address: SocketAddr, name: &str) -> Option<Vec<u8>> {
     let wait = Duration::from_millis(100);
-    let asked = || -> io::Result<bool> {
+    let asked = || -> io::Result<Vec<u8>> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.connect(address)?;
         socket.set_read_timeout(Some(wait))?;
         socket.send(&query(rand::random(), name, None))?;
-        let mut response = [0; 4096];
+        let mut response = vec![0; 4096];
         let length = socket.recv(&mut response)?;
-        // A server that is still starting may answer SERVFAIL.
-        Ok(length >= 12 && response[2] & 0x80 != 0 && response[3] & 15 == 0)
+        response.truncate(length);
+        Ok(response)
     };
-    asked().unwrap_or_else(|_| {
+    let response = asked().unwrap_or_else(|_| {
         std::thread::sleep(wait / 10); // refused at once: nobody listens yet
-        false
-    })
+        Vec::new()
+    });
+    (response.len() >= 12).then_some(response)
+}
+
+/// The TTL of the last A record that `name` is answered with, within 100 ms.
+pub fn ttl(address: SocketAddr, name: &str) -> Option<u32> {
+    let response = answer(address, name).filter(|response| response[7] > 0)?;
+    // Behind it are only its length and the address: the query had no EDNS.
+    let ttl = response.len().checked_sub(10).and_then(|at| response.get(at..at + 4))?;
+    Some(u32::from_be_bytes(ttl.try_into().ok()?))
+}
+
+/// The sum of a counter's samples, over all labels, as `/metrics` of nodens tells it.
+pub fn counted(admin: SocketAddr, name: &str) -> io::Result<f64> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    Ok(values.sum())
 }
 
 /// A query by UDP: `name` in presentation form without the last dot, type A.

@@ -13,8 +13,11 @@ use super::process::{self, Place, Process};
 /// Where contenders listen.
 pub const LISTEN: &str = "127.0.0.1:5300";
 
+/// Where nodens tells what it counts.
+pub const ADMIN: &str = "127.0.0.1:9253";
+
 /// Who is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Nodens,
     /// The same with `ports = "pooled"`.
@@ -71,6 +74,11 @@ impl Contender {
         process::answers(self.address, name)
     }
 
+    /// The TTL that `name` is answered with within 100 ms.
+    pub fn ttl(&self, name: &str) -> Option<u32> {
+        process::ttl(self.address, name)
+    }
+
     /// CPU time so far, user and system.
     pub fn cpu(&self) -> io::Result<Duration> {
         self.process.cpu()
@@ -86,11 +94,9 @@ impl Contender {
 fn nodens(place: &Place, upstreams: &[String], ports: &str) -> io::Result<Command> {
     let text = format!(
         "listen = [\"{LISTEN}\"]\n[[forward]]\nzone = \".\"\nupstreams = {upstreams:?}\nports = \"{ports}\"\n\
-         [admin]\nlisten = [\"127.0.0.1:9253\"]\nsocket = \"\"\n[log]\nlevel = \"warn\"\n"
+         [admin]\nlisten = [\"{ADMIN}\"]\nsocket = \"\"\n[log]\nlevel = \"warn\"\n"
     );
-    // Another build, say that of a release beside a debug build of this program.
-    let program = std::env::var_os("NODENS").unwrap_or(env!("CARGO_BIN_EXE_nodens").into());
-    let mut command = Command::new(program);
+    let mut command = process::nodens();
     command.args(["run", "--config"]).arg(place.write("nodens.toml", &text)?);
     Ok(command)
 }

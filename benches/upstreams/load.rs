@@ -121,6 +121,13 @@ impl Slot {
     }
 }
 
+/// How late the latest of `asks` left, where they were to leave evenly over `span`.
+pub fn late(asks: &[Ask], span: Duration) -> Duration {
+    let due = |n: usize| span.mul_f64(n as f64 / asks.len() as f64);
+    let lates = asks.iter().enumerate().map(|(n, ask)| ask.sent.saturating_sub(due(n)));
+    lates.max().unwrap_or_default()
+}
+
 /// The share of `asks` that were answered within `limit`, in percent.
 pub fn share(asks: &[Ask], limit: Duration) -> f64 {
     let within = asks.iter().filter(|ask| ask.is_within(limit)).count();

@@ -6,11 +6,16 @@ mod faults;
 mod load;
 mod namespace;
 mod plan;
+mod ports;
 #[path = "../process/mod.rs"]
 mod process;
 mod report;
 mod scenario;
 mod spoofer;
+#[allow(unused_imports, reason = "its tests are run where they are written")]
+#[path = "../../tests/it/harness/statistics.rs"]
+mod statistics;
+mod tracking;
 mod upstream;
 
 use std::io;
@@ -24,7 +29,7 @@ use report::{Row, Table};
 type Scenario = fn(&Plan) -> io::Result<Vec<Row>>;
 
 /// What is run, in the order of the report: name, how, and the function that does it.
-const SCENARIOS: &[(&str, &str, Scenario)] = &[
+const SCENARIOS: [(&str, &str, Scenario); 9] = [
     (
         "loss",
         "30 % of all packets lost each way, unique names; share answered within",
@@ -42,8 +47,17 @@ const SCENARIOS: &[(&str, &str, Scenario)] = &[
         scenario::herd,
     ),
     ("replace", "the only endpoint replaced five times a second", faults::replaced),
-    ("cost", "unique names, nothing lost", scenario::cost),
-    ("conntrack", "unique names, connections tracked", scenario::conntrack),
+    ("cost", "unique names, nothing lost; connections not tracked, then tracked", tracking::cost),
+    (
+        "conntrack",
+        "5,000 unique names per second, connections tracked; a pod asks the same upstream through MASQUERADE",
+        tracking::conntrack,
+    ),
+    (
+        "ports",
+        "source ports at 5,000 unique names per second, connections tracked; deviations from chance",
+        ports::ports,
+    ),
     (
         "spoofer",
         "forged responses from the upstream's address to random ports with random ids",
@@ -53,7 +67,8 @@ const SCENARIOS: &[(&str, &str, Scenario)] = &[
 
 /// Reads the arguments, runs, prints the report; success when every promise about nodens was kept.
 fn main() -> ExitCode {
-    let outcome = Plan::read(std::env::args().skip(1)).map_err(io::Error::other).and_then(|plan| {
+    let plan = Plan::read(std::env::args().skip(1), &SCENARIOS.map(|(name, ..)| name));
+    let outcome = plan.map_err(io::Error::other).and_then(|plan| {
         let tables = if plan.join.is_empty() { run(&plan)? } else { join(&plan)? };
         write(&plan, &tables)?;
         Ok(conclude(&plan, &tables))
@@ -72,7 +87,13 @@ fn main() -> ExitCode {
 fn run(plan: &Plan) -> io::Result<Vec<Table>> {
     namespace::enter()?;
     let (began, mut tables) = (Instant::now(), Vec::new());
-    println!("open loop, {} queries per second, {} s each", plan.rate, plan.seconds);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let busy = load.split(' ').next().unwrap_or("?").to_owned();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    println!(
+        "open loop, {} queries per second, {} s each; {cores} cores, load average {busy} before",
+        plan.rate, plan.seconds
+    );
     for (name, terms, scenario) in SCENARIOS.iter().filter(|(name, ..)| plan.wants(name)) {
         let rows = scenario(plan)?;
         if rows.is_empty() {
@@ -80,7 +101,7 @@ fn run(plan: &Plan) -> io::Result<Vec<Table>> {
             continue;
         }
         let terms = format!("{terms}; {} s", plan.seconds);
-        tables.push(Table { scenario: (*name).to_owned(), terms, rows });
+        tables.push(Table { scenario: (*name).to_owned(), terms, judged: plan.judge, rows });
         tables.iter().next_back().inspect(|table| print!("{}", table.text()));
         write(plan, &tables)?;
     }
@@ -92,7 +113,14 @@ fn run(plan: &Plan) -> io::Result<Vec<Table>> {
 fn join(plan: &Plan) -> io::Result<Vec<Table>> {
     let mut tables = Vec::new();
     for path in &plan.join {
-        tables.extend(report::read(path)?);
+        for table in report::read(path)? {
+            if tables.iter().any(|known: &Table| known.scenario == table.scenario) {
+                let words =
+                    format!("{}: {} is in an earlier file too", path.display(), table.scenario);
+                return Err(io::Error::other(words));
+            }
+            tables.push(table);
+        }
     }
     tables.sort_by_key(|table: &Table| {
         SCENARIOS.iter().position(|(name, ..)| *name == table.scenario)
@@ -113,7 +141,18 @@ fn write(plan: &Plan, tables: &[Table]) -> io::Result<()> {
 fn conclude(plan: &Plan, tables: &[Table]) -> bool {
     let broken = tables.iter().flat_map(Table::broken).count();
     let measured: usize = tables.iter().map(|table| table.rows.len()).sum();
-    let strictness = if plan.judge { "all of them" } else { "those that no busy machine spoils" };
+    let judged = tables.iter().all(|table| table.judged);
+    let strictness = if judged { "all of them" } else { "those that no busy machine spoils" };
     println!("{measured} lines measured; {broken} promises not kept, judged: {strictness}");
-    broken == 0 && measured > 0
+    let has = |name: &str| tables.iter().any(|table| table.scenario == name);
+    let missing: Vec<&str> =
+        SCENARIOS.iter().map(|(name, ..)| *name).filter(|name| !has(name)).collect();
+    if !missing.is_empty() {
+        println!("not in this report: {}", missing.join(", "));
+    }
+    let is_strict_enough = judged || !plan.judge;
+    if !is_strict_enough {
+        println!("--judge: what is joined was not measured with --judge");
+    }
+    broken == 0 && measured > 0 && is_strict_enough
 }

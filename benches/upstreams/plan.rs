@@ -39,11 +39,14 @@ impl Plan {
         }
     }
 
-    /// Reads arguments.
+    /// Reads arguments; `scenarios` are those that there are.
     ///
     /// # Errors
     /// What is wrong with them, or what is missing.
-    pub fn read(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub fn read(
+        arguments: impl Iterator<Item = String>,
+        scenarios: &[&str],
+    ) -> Result<Self, String> {
         let (mut plan, mut arguments) = (Self::whole(), arguments);
         while let Some(flag) = arguments.next() {
             match flag.as_str() {
@@ -55,6 +58,9 @@ impl Plan {
                     plan.take(&flag, &value)?;
                 }
             }
+        }
+        if let Some(odd) = plan.only.iter().find(|only| !scenarios.contains(&only.as_str())) {
+            return Err(format!("--only {odd}: not among {}", scenarios.join(", ")));
         }
         if plan.join.is_empty() && plan.kinds.contains(&Kind::NodeCache) {
             node_cache_program()

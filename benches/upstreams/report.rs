@@ -4,10 +4,14 @@
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::contender::Kind;
+
+/// Queries that leave later than this were held up by the machine, not by whom they ask.
+const LATE: Duration = Duration::from_millis(100);
 
 /// One line of the report: who, under what circumstance, and figures with their names.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -17,6 +21,8 @@ pub struct Row {
     figures: Vec<(String, String)>,
     /// Promises about nodens that were not kept.
     broken: Vec<String>,
+    /// Why the figures may say more of the machine than of the contender.
+    doubts: Vec<String>,
 }
 
 impl Row {
@@ -27,6 +33,7 @@ impl Row {
             circumstance: circumstance.to_owned(),
             figures: Vec::new(),
             broken: Vec::new(),
+            doubts: Vec::new(),
         }
     }
 
@@ -44,6 +51,16 @@ impl Row {
         self
     }
 
+    /// Tells how late queries left, where that is too late for an open loop.
+    pub fn pace(mut self, late: Duration) -> Self {
+        if late > LATE {
+            let words =
+                format!("this machine was busy: queries left up to {} ms late", late.as_millis());
+            self.doubts.push(words);
+        }
+        self
+    }
+
     /// The line's cells as they stand in a table.
     fn cells(&self) -> Vec<String> {
         let who = [self.who.clone(), self.circumstance.clone()];
@@ -57,15 +74,27 @@ pub struct Table {
     pub scenario: String,
     /// How it was run.
     pub terms: String,
+    /// Held to all promises, not only to those that no busy machine can spoil.
+    pub judged: bool,
     pub rows: Vec<Row>,
 }
 
 impl Table {
     /// Promises that were not kept, one line each.
     pub fn broken(&self) -> impl Iterator<Item = String> {
-        self.rows.iter().flat_map(|row| {
+        self.remarks("NOT KEPT", |row| &row.broken)
+    }
+
+    /// Promises that were not kept and reasons for doubt, one line each.
+    fn footnotes(&self) -> impl Iterator<Item = String> {
+        self.broken().chain(self.remarks("IN DOUBT", |row| &row.doubts))
+    }
+
+    /// What there is to say about each row, under this heading.
+    fn remarks(&self, heading: &str, of: fn(&Row) -> &[String]) -> impl Iterator<Item = String> {
+        self.rows.iter().flat_map(move |row| {
             let who = format!("{}, {}, {}", self.scenario, row.who, row.circumstance);
-            row.broken.iter().map(move |words| format!("NOT KEPT ({who}): {words}"))
+            of(row).iter().map(move |words| format!("{heading} ({who}): {words}"))
         })
     }
 
@@ -92,8 +121,8 @@ impl Table {
     /// For the terminal.
     pub fn text(&self) -> String {
         let lines = self.lines(["", "  ", ""]).join("\n");
-        let broken: String = self.broken().map(|line| format!("{line}\n")).collect();
-        format!("\n== {} ({})\n{lines}\n{broken}", self.scenario, self.terms)
+        let notes: String = self.footnotes().map(|line| format!("{line}\n")).collect();
+        format!("\n== {} ({})\n{lines}\n{notes}", self.scenario, self.terms)
     }
 
     /// For a page.
@@ -101,8 +130,8 @@ impl Table {
         let mut lines = self.lines(["| ", " | ", " |"]);
         let columns = self.rows.first().map_or(2, |row| 2 + row.figures.len());
         lines.insert(1.min(lines.len()), format!("|{}", "---|".repeat(columns)));
-        let broken: String = self.broken().map(|line| format!("\n{line}\n")).collect();
-        format!("### {}\n\n{}\n\n{}\n{broken}\n", self.scenario, self.terms, lines.join("\n"))
+        let notes: String = self.footnotes().map(|line| format!("\n{line}\n")).collect();
+        format!("### {}\n\n{}\n\n{}\n{notes}\n", self.scenario, self.terms, lines.join("\n"))
     }
 }
 
@@ -120,7 +149,7 @@ pub fn write_json(path: &Path, tables: &[Table]) -> io::Result<()> {
 
 /// Reads what [`write_json`] wrote.
 pub fn read(path: &Path) -> io::Result<Vec<Table>> {
-    let text = std::fs::read_to_string(path)?;
-    serde_json::from_str(&text)
-        .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+    let read = std::fs::read_to_string(path)
+        .and_then(|text| serde_json::from_str(&text).map_err(io::Error::other));
+    read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
 }

@@ -31,10 +31,21 @@ struct Shared {
     records: AtomicU32,
     ended: AtomicBool,
     queries: AtomicU64,
-    /// Source ports of queries by UDP, one bit each.
-    ports: [AtomicU64; 1024],
     /// Names of queries as they came, while wanted.
     names: Mutex<Option<Vec<Vec<u8>>>>,
+    /// Queries by UDP as they came, while wanted.
+    sightings: Mutex<Option<Vec<Sighting>>>,
+}
+
+/// What a forger would have to guess of a query.
+#[derive(Clone, Copy, Debug)]
+pub struct Sighting {
+    pub at: Instant,
+    pub port: u16,
+    pub id: u16,
+    /// Letters of the name, and how many of them are upper case.
+    pub letters: u16,
+    pub upper: u16,
 }
 
 impl Upstream {
@@ -47,8 +58,8 @@ impl Upstream {
             records: AtomicU32::new(1),
             ended: AtomicBool::new(false),
             queries: AtomicU64::new(0),
-            ports: [const { AtomicU64::new(0) }; 1024],
             names: Mutex::default(),
+            sightings: Mutex::default(),
         });
         let udp = UdpSocket::bind(address)?;
         udp.set_read_timeout(Some(Duration::from_millis(20)))?;
@@ -82,9 +93,10 @@ impl Upstream {
         self.shared.queries.load(Ordering::Relaxed)
     }
 
-    /// How many source ports queries by UDP came from.
-    pub fn ports(&self) -> u32 {
-        self.shared.ports.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
+    /// Begins to note queries by UDP, and gives back those noted before.
+    pub fn take_sightings(&self) -> Vec<Sighting> {
+        let mut sightings = self.shared.sightings.lock().expect("no panic with it");
+        sightings.replace(Vec::new()).unwrap_or_default()
     }
 
     /// Begins to remember names, and gives back those remembered before.
@@ -115,7 +127,9 @@ impl Shared {
             });
             let _ = socket.set_read_timeout(Some(wait));
             let received = socket.recv_from(&mut buffer).ok();
-            if let Some((length, from)) = received.inspect(|(_, from)| self.note_port(from.port()))
+            let seen =
+                received.inspect(|(length, from)| self.note(&buffer[..*length], from.port()));
+            if let Some((length, from)) = seen
                 && let Some(response) = self.answer(&buffer[..length], true)
             {
                 let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed).into());
@@ -132,9 +146,20 @@ impl Shared {
         }
     }
 
-    /// Remembers a source port.
-    fn note_port(&self, port: u16) {
-        self.ports[usize::from(port >> 6)].fetch_or(1 << (port & 63), Ordering::Relaxed);
+    /// Notes a query by UDP, where that is wanted.
+    fn note(&self, query: &[u8], port: u16) {
+        let mut sightings = self.sightings.lock().expect("no panic with it");
+        let Some(sightings) = sightings.as_mut() else { return };
+        let Some(end) = question_end(query) else { return };
+        let count = |is: fn(&u8) -> bool| query[12..end - 4].iter().filter(|byte| is(byte)).count();
+        let [letters, upper] = [u8::is_ascii_alphabetic, u8::is_ascii_uppercase].map(count);
+        sightings.push(Sighting {
+            at: Instant::now(),
+            port,
+            id: u16::from_be_bytes([query[0], query[1]]),
+            letters: letters as u16,
+            upper: upper as u16,
+        });
     }
 
     /// Serves connections, a thread each, until the end.
