@@ -31,6 +31,8 @@ pub struct Entry {
     late_hits: AtomicU32,
     /// Read since the store was last told.
     touched: AtomicBool,
+    /// Read at all.
+    read: AtomicBool,
 }
 
 /// How an entry stands at one moment.
@@ -47,8 +49,16 @@ pub enum State {
 impl Entry {
     /// Stored at `now` for `lifetime`.
     pub fn new(encoded: Encoded, lifetime: Lifetime, source: Source, now: Instant) -> Self {
-        let (late_hits, touched) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { encoded, source, stored_at: now, lifetime, late_hits, touched }
+        let (touched, read) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self {
+            encoded,
+            source,
+            stored_at: now,
+            lifetime,
+            late_hits: AtomicU32::new(0),
+            touched,
+            read,
+        }
     }
 
     /// The response.
@@ -112,7 +122,13 @@ impl Entry {
         // Most hits find it noted; a read that two threads share costs less than a write.
         if !self.touched.load(Ordering::Relaxed) {
             self.touched.store(true, Ordering::Relaxed);
+            self.read.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Tells whether the entry was ever read.
+    pub fn was_read(&self) -> bool {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Tells whether the entry was read since the last call.

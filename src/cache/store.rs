@@ -1,6 +1,7 @@
-//! Where entries lie: one table that hits read, and moka, which decides what has to go when the room is full.
+//! Where entries lie: one table that hits read, and two that decide what has to go when the room is full: a
+//! line for what was asked for once ([`Probation`]), and moka for the rest.
 //!
-//! Both hold the same entries. Hits touch the table alone ([`Index`]); moka is told in bulk what was read.
+//! The table holds what these two hold. Hits touch the table alone ([`Index`]); moka is told in bulk what was read.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use moka::sync::Cache;
 use super::entry::Entry;
 use super::index::Index;
 use super::key::{ByCarried, Key, KeyBuffer};
+use super::probation::{Held, Probation};
 use crate::metrics::CacheMetrics;
 
 /// How often [`Store::maintain`] tells moka what has been read.
@@ -18,11 +20,16 @@ const TOUCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Every entry, by key.
 pub struct Store {
-    /// Where entries are found; holds what `kept` holds.
+    /// Where entries are found; holds what `probation` and `kept` hold.
     index: Arc<Index>,
-    /// Decides what stays.
+    /// What was asked for once.
+    probation: Probation,
+    /// Decides what stays of the rest.
     kept: Cache<Key, Arc<Entry>, ByCarried>,
+    /// Bytes for `kept`.
+    room: u64,
     touched_at: Mutex<Instant>,
+    metrics: CacheMetrics,
 }
 
 impl Store {
@@ -30,8 +37,9 @@ impl Store {
     pub fn new(bytes: u64, metrics: &CacheMetrics) -> Self {
         let index = Arc::new(Index::default());
         let (evictions, of_kept) = (metrics.evictions.clone(), Arc::clone(&index));
+        let room = bytes - Probation::room_of(bytes);
         let kept = Cache::builder()
-            .max_capacity(bytes)
+            .max_capacity(room)
             .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
             .eviction_listener(move |key: Arc<Key>, entry, cause| {
                 of_kept.remove(&key, &entry);
@@ -40,7 +48,9 @@ impl Store {
                 }
             })
             .build_with_hasher(ByCarried::default());
-        Self { index, kept, touched_at: Mutex::new(crate::clock::now()) }
+        let (probation, metrics) = (Probation::new(bytes), metrics.clone());
+        let touched_at = Mutex::new(crate::clock::now());
+        Self { index, probation, kept, room, touched_at, metrics }
     }
 
     /// The entry under a key, which counts as asked for. Allocates nothing.
@@ -52,11 +62,34 @@ impl Store {
 
     /// Puts an entry in, in place of any other under the same key.
     pub fn insert(&self, key: Key, entry: Arc<Entry>) {
+        // First the index: moka may turn the entry away at once, and takes it out again then.
+        let was_there = self.index.insert(key.clone(), Arc::clone(&entry));
+        if was_there || self.probation.recalls(&key) {
+            return self.keep(key, entry);
+        }
+        self.probation.put(key, entry).into_iter().for_each(|held| self.let_go(held));
+    }
+
+    /// Decides on an entry at the end of its probation.
+    fn let_go(&self, (key, entry): Held) {
+        if !self.index.holds(&key, &entry) {
+            // Replaced or taken out meanwhile.
+            return;
+        }
+        let has_room = || self.kept.weighted_size() + u64::from(entry.weight(&key)) <= self.room;
+        if entry.was_read() || has_room() {
+            return self.keep(key, entry);
+        }
+        self.index.remove(&key, &entry);
+        self.probation.remember(&key);
+        self.metrics.evictions.inc();
+    }
+
+    /// Gives an entry to moka.
+    fn keep(&self, key: Key, entry: Arc<Entry>) {
         // moka lets in what is asked for more often than what would have to go, and counts only its own
         // reads: a full one would turn every new name away, however often it was missed.
         drop(self.kept.get(&key));
-        // First the index: moka may turn the entry away at once, and takes it out again then.
-        self.index.insert(key.clone(), Arc::clone(&entry));
         self.kept.insert(key, entry);
     }
 
@@ -67,6 +100,7 @@ impl Store {
 
     /// Takes an entry out.
     pub fn remove(&self, key: &Key) {
+        self.index.take(key);
         self.kept.invalidate(key);
     }
 
@@ -88,7 +122,8 @@ impl Store {
 
     /// How many entries there are, and their bytes, as of the last [`Store::maintain`].
     pub fn fill(&self) -> (u64, u64) {
-        (self.kept.entry_count(), self.kept.weighted_size())
+        let (entries, bytes) = self.probation.fill();
+        (self.kept.entry_count() + entries, self.kept.weighted_size() + bytes)
     }
 }
 
@@ -97,17 +132,18 @@ mod tests {
     use super::*;
 
     impl Store {
-        /// Panics unless both parts hold the same entries, over 100 of them and at most `most` bytes.
+        /// Panics unless all parts hold the same entries, over 100 of them and at most `most` bytes.
         pub fn assert_parts_agree(&self, most: u64) {
             (0..10).for_each(|_| self.kept.run_pending_tasks());
             let mut weight = 0;
             let keys = self.keys(|_| true);
             for key in &keys {
-                let (found, held) = (self.index.find(key), self.kept.get(key));
-                weight += found.as_ref().map_or(0, |found| u64::from(found.weight(key)));
-                assert!(found.zip(held).is_some_and(|(found, held)| Arc::ptr_eq(&found, &held)));
+                let found = self.index.find(key).expect("nobody takes it out");
+                weight += u64::from(found.weight(key));
+                let is_kept = self.kept.get(key).is_some_and(|held| Arc::ptr_eq(&found, &held));
+                assert!(is_kept || self.probation.holds(&found), "found and held nowhere");
             }
-            assert!(keys.len() as u64 <= self.kept.entry_count() && keys.len() > 100);
+            assert!(keys.len() as u64 <= self.fill().0 && keys.len() > 100);
             assert!(weight <= most, "{weight} bytes");
         }
     }

@@ -1,0 +1,116 @@
+//! Where a response waits that nobody has asked for twice: in line, and out at its end.
+//!
+//! Most names of a flood, and many of a quiet day, are asked for once. They pass by here at the price of a
+//! queue, and never push out of moka what is asked for again and again. Who was read here, or was here
+//! not long ago, goes on to moka.
+//!
+//! Source: Yang et al., FIFO queues are all you need for cache eviction (SOSP 2023); moka counts in place of
+//! its main queue.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use smallvec::SmallVec;
+
+use super::entry::Entry;
+use super::key::{Key, Lookup};
+
+/// The part of the cache's bytes that is for entries here.
+const SHARE: u64 = 8;
+
+/// Bytes of the cache for each name that is remembered after it has left.
+const BYTES_PER_NAME: u64 = 256;
+
+/// An entry under its key.
+pub type Held = (Key, Arc<Entry>);
+
+/// Those that fall out when one is put in: mostly one.
+pub type Fallen = SmallVec<[Held; 2]>;
+
+/// The entries that wait, and traces of those that left unread.
+pub struct Probation {
+    /// In bytes.
+    room: u64,
+    line: Mutex<Line>,
+    /// Fingerprints of keys, each in the place that its hash says.
+    left: Box<[AtomicU16]>,
+}
+
+/// Entries in the order in which they came.
+#[derive(Default)]
+struct Line {
+    held: VecDeque<Held>,
+    bytes: u64,
+}
+
+impl Probation {
+    /// The room here of a cache of `bytes`.
+    pub fn room_of(bytes: u64) -> u64 {
+        bytes / SHARE
+    }
+
+    /// An empty one of a cache of `bytes`.
+    pub fn new(bytes: u64) -> Self {
+        let names = (bytes / BYTES_PER_NAME).clamp(1, 1 << 24).next_power_of_two();
+        let left = (0..names).map(|_| AtomicU16::new(0)).collect();
+        Self { room: Self::room_of(bytes), line: Mutex::default(), left }
+    }
+
+    /// Puts an entry at the end of the line; gives back those for which there is no room any more.
+    pub fn put(&self, key: Key, entry: Arc<Entry>) -> Fallen {
+        let mut fallen = Fallen::new();
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.bytes += u64::from(entry.weight(&key));
+        line.held.push_back((key, entry));
+        while line.bytes > self.room {
+            let Some((key, entry)) = line.held.pop_front() else { break };
+            line.bytes -= u64::from(entry.weight(&key));
+            fallen.push((key, entry));
+        }
+        fallen
+    }
+
+    /// Remembers a key that left unread.
+    pub fn remember(&self, key: &Key) {
+        let (place, print) = self.trace(key);
+        place.store(print, Ordering::Relaxed);
+    }
+
+    /// Tells whether a key left unread not long ago; forgets it.
+    pub fn recalls(&self, key: &Key) -> bool {
+        let (place, print) = self.trace(key);
+        let is_known = place.load(Ordering::Relaxed) == print;
+        if is_known {
+            place.store(0, Ordering::Relaxed);
+        }
+        is_known
+    }
+
+    /// Entries here and their bytes.
+    pub fn fill(&self) -> (u64, u64) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        (line.held.len() as u64, line.bytes)
+    }
+
+    /// Where a key is remembered, and as what: never 0, which is nothing.
+    fn trace(&self, key: &Key) -> (&AtomicU16, u16) {
+        let hash = key.hash_value();
+        let [.., high, low] = (hash >> 48).to_be_bytes();
+        let place = usize::try_from(hash % self.left.len() as u64).unwrap_or_default();
+        (&self.left[place], u16::from_be_bytes([high, low]).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Probation {
+        /// Tells whether exactly this entry waits here.
+        pub fn holds(&self, entry: &Arc<Entry>) -> bool {
+            let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            line.held.iter().any(|(_, held)| Arc::ptr_eq(held, entry))
+        }
+    }
+}
