@@ -21,6 +21,15 @@ pub struct Index {
     shards: Box<[RwLock<Shard>]>,
 }
 
+/// What becomes of an entry with which [`Index::part_with`] is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It was replaced or taken out before.
+    Unknown,
+    Stays,
+    Gone,
+}
+
 impl Default for Index {
     /// Empty.
     fn default() -> Self {
@@ -40,9 +49,18 @@ impl Index {
         replaced.is_some()
     }
 
-    /// Tells whether exactly this entry is under its key.
-    pub fn holds(&self, key: &Key, entry: &Arc<Entry>) -> bool {
-        read(self.shard(key)).get(key).is_some_and(|held| Arc::ptr_eq(held, entry))
+    /// Takes out exactly this entry unless it was ever read, or `stays`.
+    pub fn part_with(&self, key: &Key, entry: &Arc<Entry>, stays: bool) -> Parting {
+        let mut shard = write(self.shard(key));
+        match shard.get(key) {
+            Some(held) if !Arc::ptr_eq(held, entry) => return Parting::Unknown,
+            Some(held) if stays || held.was_read() => return Parting::Stays,
+            _ => {}
+        }
+        match shard.remove(key) {
+            Some(_) => Parting::Gone,
+            None => Parting::Unknown,
+        }
     }
 
     /// Takes out whatever is under a key.

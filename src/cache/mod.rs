@@ -307,6 +307,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_for_once_pushes_nothing_out_and_who_comes_back_stays() {
+        let cache = Cache::new(policy(256 << 10), Metrics::new().cache.clone());
+        let now = crate::clock::now();
+        let is_there = |number| matches!(cache.lookup(&key(number), now), Found::Fresh(_));
+        let flood = |first: usize| {
+            for number in first..first + 1000 {
+                put(&cache, number, now);
+                if number % 50 == 0 {
+                    cache.maintain(now);
+                }
+            }
+        };
+        flood(1000);
+        let seen: Vec<_> = (1000..2000).filter(|number| is_there(*number)).collect();
+        assert!((100..250).contains(&seen.len()), "{} fill the room", seen.len());
+        put(&cache, 0, now);
+        // Few enough that who left is still remembered, and enough that 0 has left.
+        (2000..2100).for_each(|number| put(&cache, number, now));
+        assert!(!is_there(0), "asked for once");
+        put(&cache, 0, now);
+        flood(3000);
+        assert!(is_there(0), "asked for again");
+        let left = seen.iter().filter(|number| is_there(**number)).count();
+        // Some waited in line themselves when they were seen, and were read there: they moved on.
+        assert!(left * 10 >= seen.len() * 8, "{left} of {} are left", seen.len());
+    }
+
+    #[test]
     fn names_in_demand_survive_a_flood_of_others_although_they_are_stale() {
         let cache = Cache::new(policy(256 << 10), Metrics::new().cache.clone());
         let start = crate::clock::now();

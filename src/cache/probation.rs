@@ -9,9 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use smallvec::SmallVec;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
 use super::key::{Key, Lookup};
@@ -22,11 +20,8 @@ const SHARE: u64 = 8;
 /// Bytes of the cache for each name that is remembered after it has left.
 const BYTES_PER_NAME: u64 = 256;
 
-/// An entry under its key.
-pub type Held = (Key, Arc<Entry>);
-
-/// Those that fall out when one is put in: mostly one.
-pub type Fallen = SmallVec<[Held; 2]>;
+/// An entry under its key, with its weight: who leaves unread is not touched again for that.
+pub type Held = (Key, Arc<Entry>, u32);
 
 /// The entries that wait, and traces of those that left unread.
 pub struct Probation {
@@ -57,18 +52,23 @@ impl Probation {
         Self { room: Self::room_of(bytes), line: Mutex::default(), left }
     }
 
-    /// Puts an entry at the end of the line; gives back those for which there is no room any more.
-    pub fn put(&self, key: Key, entry: Arc<Entry>) -> Fallen {
-        let mut fallen = Fallen::new();
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.bytes += u64::from(entry.weight(&key));
-        line.held.push_back((key, entry));
-        while line.bytes > self.room {
-            let Some((key, entry)) = line.held.pop_front() else { break };
-            line.bytes -= u64::from(entry.weight(&key));
-            fallen.push((key, entry));
+    /// Puts an entry at the end of the line.
+    pub fn put(&self, key: Key, entry: Arc<Entry>) {
+        let weight = entry.weight(&key);
+        let mut line = self.line();
+        line.bytes += u64::from(weight);
+        line.held.push_back((key, entry, weight));
+    }
+
+    /// Takes out the first in the line, for whom there is no room any more.
+    pub fn overflow(&self) -> Option<Held> {
+        let mut line = self.line();
+        if line.bytes <= self.room {
+            return None;
         }
-        fallen
+        let held = line.held.pop_front()?;
+        line.bytes -= u64::from(held.2);
+        Some(held)
     }
 
     /// Remembers a key that left unread.
@@ -89,8 +89,13 @@ impl Probation {
 
     /// Entries here and their bytes.
     pub fn fill(&self) -> (u64, u64) {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = self.line();
         (line.held.len() as u64, line.bytes)
+    }
+
+    /// Locks the line, which nobody leaves half changed.
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a key is remembered, and as what: never 0, which is nothing.
@@ -109,8 +114,8 @@ mod tests {
     impl Probation {
         /// Tells whether exactly this entry waits here.
         pub fn holds(&self, entry: &Arc<Entry>) -> bool {
-            let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-            line.held.iter().any(|(_, held)| Arc::ptr_eq(held, entry))
+            let line = self.line();
+            line.held.iter().any(|(_, held, _)| Arc::ptr_eq(held, entry))
         }
     }
 }

@@ -10,7 +10,7 @@ use moka::notification::RemovalCause;
 use moka::sync::Cache;
 
 use super::entry::Entry;
-use super::index::Index;
+use super::index::{Index, Parting};
 use super::key::{ByCarried, Key, KeyBuffer};
 use super::probation::{Held, Probation};
 use crate::metrics::CacheMetrics;
@@ -65,31 +65,37 @@ impl Store {
         // First the index: moka may turn the entry away at once, and takes it out again then.
         let was_there = self.index.insert(key.clone(), Arc::clone(&entry));
         if was_there || self.probation.recalls(&key) {
-            return self.keep(key, entry);
+            return self.keep(key, entry, 2);
         }
-        self.probation.put(key, entry).into_iter().for_each(|held| self.let_go(held));
+        self.probation.put(key, entry);
+        while let Some(held) = self.probation.overflow() {
+            self.let_go(held);
+        }
     }
 
     /// Decides on an entry at the end of its probation.
-    fn let_go(&self, (key, entry): Held) {
-        if !self.index.holds(&key, &entry) {
-            // Replaced or taken out meanwhile.
-            return;
+    fn let_go(&self, (key, entry, weight): Held) {
+        let has_room = self.kept.weighted_size() + u64::from(weight) <= self.room;
+        match self.index.part_with(&key, &entry, has_room) {
+            Parting::Unknown => {}
+            Parting::Stays => {
+                let asked = if entry.was_read() { 2 } else { 1 };
+                self.keep(key, entry, asked);
+            }
+            Parting::Gone => {
+                self.probation.remember(&key);
+                self.metrics.evictions.inc();
+            }
         }
-        let has_room = || self.kept.weighted_size() + u64::from(entry.weight(&key)) <= self.room;
-        if entry.was_read() || has_room() {
-            return self.keep(key, entry);
-        }
-        self.index.remove(&key, &entry);
-        self.probation.remember(&key);
-        self.metrics.evictions.inc();
     }
 
-    /// Gives an entry to moka.
-    fn keep(&self, key: Key, entry: Arc<Entry>) {
+    /// Gives to moka an entry that was asked for so often, as far as moka does not know.
+    fn keep(&self, key: Key, entry: Arc<Entry>, asked: u32) {
         // moka lets in what is asked for more often than what would have to go, and counts only its own
         // reads: a full one would turn every new name away, however often it was missed.
-        drop(self.kept.get(&key));
+        for _ in 0..asked {
+            drop(self.kept.get(&key));
+        }
         self.kept.insert(key, entry);
     }
 

@@ -63,7 +63,7 @@ struct Serve {
     outbox: Outbox,
     /// Facts of the responses in the outbox.
     facts: Vec<(Facts, Arrival)>,
-    /// What the batch leaves to the resolver.
+    /// What is left to the resolver.
     misses: Vec<Job>,
 }
 
@@ -138,12 +138,19 @@ impl Serve {
         for _ in 0..TURN {
             // Errors of earlier sends (ICMP) surface here and concern nobody.
             match self.inbox.receive(&socket) {
-                Ok(0) => return,
-                Ok(count) => self.serve_batch(&socket, count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(0) => break,
+                Ok(count) => {
+                    self.serve_batch(&socket, count);
+                    // After a full batch there is more to read, for which its misses need not wait.
+                    if count == BATCH {
+                        self.hand_over();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => failed += 1,
             }
         }
+        self.hand_over();
         // Not a passing error, and `poll` does not wait for it to go away.
         if failed == TURN {
             std::thread::sleep(REST);
@@ -166,7 +173,6 @@ impl Serve {
         if lost > 0 {
             self.front.metrics.serve.send_failures.inc_by(lost as u64);
         }
-        self.hand_over();
         let duration = clock::now().saturating_duration_since(now);
         for (facts, arrival) in self.facts.drain(..) {
             self.tally.record(&facts.answered(arrival, duration));
@@ -251,7 +257,7 @@ impl Serve {
         }
     }
 
-    /// Gives the batch's misses to the resolver runtime, which is woken once for all of them.
+    /// Gives the misses to the resolver runtime, which is woken once for all of them.
     fn hand_over(&mut self) {
         if self.misses.is_empty() {
             return;
