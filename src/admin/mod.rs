@@ -62,7 +62,7 @@ pub struct UpstreamStatus {
     pub zone: String,
     /// Configuration form: `198.18.1.2:53`.
     pub upstream: String,
-    /// `up`, `down`, `unknown`, `loop`.
+    /// `up`, `suspect` (it failed lately, and is asked last), `down`, `unknown`, `loop`.
     pub state: String,
     /// Smoothed round-trip time; `None` before the first response.
     pub srtt_ms: Option<f64>,

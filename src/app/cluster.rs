@@ -121,6 +121,20 @@ pub fn interest(config: &Config) -> BTreeSet<ServiceKey> {
     upstream_services(config).chain([&config.cluster.dns_service]).map(key_of).collect()
 }
 
+/// Begins to follow these Services too; tells whether any of them was not followed.
+pub fn join(interest: &Interest, wanted: BTreeSet<ServiceKey>) -> bool {
+    interest.send_if_modified(|followed| {
+        let before = followed.len();
+        followed.extend(wanted);
+        followed.len() > before
+    })
+}
+
+/// Follows these Services and no others.
+pub fn keep_only(interest: &Interest, wanted: BTreeSet<ServiceKey>) {
+    interest.send_if_modified(|followed| std::mem::replace(followed, wanted.clone()) != wanted);
+}
+
 /// The sources of upstreams that are Services.
 pub fn upstream_sources(config: &Config) -> impl Iterator<Item = EndpointSource> {
     upstream_services(config).cloned().map(EndpointSource::Service)
@@ -164,9 +178,17 @@ impl Publisher {
         changes
     }
 
-    /// Follows the endpoints of these Services from now on; what is known of new ones is told at once.
+    /// Follows the endpoints of these Services from now on; what is known of new ones is told at once, and what was
+    /// told of others is forgotten.
+    ///
+    /// Here and not by who changes the interest: a Service that is left and joined again before anybody has looked
+    /// was never left.
     pub fn follow(&self, interest: BTreeSet<ServiceKey>) {
-        self.tell(&self.cluster.follow(interest));
+        let followed = self.cluster.follow(interest);
+        for left in &followed.left {
+            self.feed.upstreams.forget_endpoints(&source_of(left));
+        }
+        self.tell(&followed.joined);
     }
 
     /// Lets the upstreams know of endpoints.
@@ -299,5 +321,68 @@ impl Folder {
         if !looked.events.is_empty() {
             drop(self.publisher.publish(looked.events, read_at));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::readiness::Readiness;
+    use crate::config::PortRange;
+    use crate::shutdown::Shutdown;
+    use crate::upstream::Upstreams;
+
+    /// A configuration whose zone comes from `folder`, with the Service `kube-system/dns` among the upstreams.
+    fn config_of(folder: &std::path::Path) -> Config {
+        let text = format!(
+            "[[forward]]\nzone = \".\"\nupstreams = [\"service:kube-system/dns\"]\n\
+             [cluster]\nsource = \"files\"\nfolder = {folder:?}\n"
+        );
+        let inputs = config::Inputs {
+            file: Some((std::path::Path::new("test.toml"), &text)),
+            environment: &[],
+            flags: &config::Flags::default(),
+            host: &config::host::Host::sample(),
+        };
+        config::load(&inputs).expect("the test's configuration is right")
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_dropped_and_restored_keeps_its_endpoints() {
+        let folder = std::env::temp_dir().join(format!("nodens-interest-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                     metadata: {name: dns-1, namespace: kube-system, labels: \
+                     {kubernetes.io/service-name: dns}}\naddressType: IPv4\n\
+                     endpoints: [{addresses: [192.0.2.53]}]\n";
+        std::fs::write(folder.join("slice.yaml"), slice).expect("written");
+        let (config, metrics) = (config_of(&folder), Metrics::new());
+        let range = PortRange { first: 30_000, last: 60_999, reserved: Vec::new() };
+        let upstreams = Arc::new(Upstreams::new(range, 0, Arc::clone(&metrics)));
+        let publisher = Publisher {
+            cluster: make(&config, &metrics).expect("it is wanted"),
+            cache: Arc::new(Cache::new(config.cache.clone(), metrics.cache.clone())),
+            feed: Arc::new(Feed { upstreams: Arc::clone(&upstreams), listen: Vec::new() }),
+            metrics: metrics.zone.clone(),
+        };
+        let life = Life::begin(publisher, &config);
+        let source = upstream_sources(&config).next().expect("it is written");
+        assert!(upstreams.knows(&source), "read before the first query");
+        let interest = life.run(Readiness::new(Shutdown::default()).gate("cluster zone"));
+        let (with, without) = (super::interest(&config), BTreeSet::new());
+        // Two reloads before anybody has looked, and two with a look between.
+        keep_only(&interest, without.clone());
+        assert!(join(&interest, with.clone()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(upstreams.knows(&source), "never left");
+        keep_only(&interest, without);
+        while upstreams.knows(&source) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(join(&interest, with.clone()) && !join(&interest, with));
+        while !upstreams.knows(&source) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::fs::remove_dir_all(&folder).expect("ours");
     }
 }

@@ -187,12 +187,7 @@ impl Control {
     async fn join(&self, config: &Config) {
         let Some(interest) = &self.interest else { return };
         let (wanted, upstreams) = (cluster::interest(config), &self.maker.feed.upstreams);
-        let joins = interest.send_if_modified(|followed| {
-            let before = followed.len();
-            followed.extend(wanted.iter().cloned());
-            followed.len() > before
-        });
-        if !joins {
+        if !cluster::join(interest, wanted) {
             return;
         }
         let all_known = async {
@@ -205,15 +200,11 @@ impl Control {
         }
     }
 
-    /// Follows no Services but those that `config` names; what others had is forgotten.
+    /// Follows no Services but those that `config` names.
     fn leave(&self, config: &Config) {
-        let Some(interest) = &self.interest else { return };
-        let wanted = cluster::interest(config);
-        let before = interest.borrow().clone();
-        for left in before.difference(&wanted) {
-            self.maker.feed.upstreams.forget_endpoints(&cluster::source_of(left));
+        if let Some(interest) = &self.interest {
+            cluster::keep_only(interest, cluster::interest(config));
         }
-        interest.send_if_modified(|followed| std::mem::replace(followed, wanted.clone()) != wanted);
     }
 
     /// Takes the new configuration over. Nothing here fails or waits.

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,7 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const NAMES_EVERY: Duration = Duration::from_millis(500);
 
 /// A name is not resolved more often than this, whatever its TTL.
-const LEAST_TTL: Duration = Duration::from_secs(5);
+const LEAST_TTL: Duration = Duration::from_secs(1);
 
 /// A name is resolved at least so often, whatever its TTL.
 const MOST_TTL: Duration = Duration::from_secs(3600);
@@ -44,8 +45,12 @@ pub struct Feed {
     pub listen: Vec<Listen>,
 }
 
-/// What tells one state of a file from another: when it was changed, and its size.
-type Stamp = (SystemTime, u64);
+/// A file that was changed so lately is read again at the next look: the kernel tells apart no two changes
+/// within its tick, and who writes may be in the middle of it.
+const UNSETTLED: Duration = Duration::from_millis(100);
+
+/// What tells one state of a file from another: when it was changed, its size, and which file it is.
+type Stamp = (SystemTime, u64, u64);
 
 impl Feed {
     /// Takes over who belongs to `source` now, ourselves left out.
@@ -57,7 +62,8 @@ impl Feed {
         self.upstreams.set_endpoints(source, &addresses);
     }
 
-    /// Reads an endpoints file; one that is missing keeps what was read from it before.
+    /// Reads an endpoints file; one that is missing keeps what was read from it before. Gives back which state was
+    /// read.
     pub fn read(&self, path: &Path) -> Option<Stamp> {
         let stamp = stamp(path)?;
         let text = String::from_utf8_lossy(&std::fs::read(path).ok()?).into_owned();
@@ -109,7 +115,7 @@ impl Feed {
             let known = files.entry(path.clone()).or_default();
             let found = stamp(path);
             if found.is_some() && found != *known {
-                *known = self.read(path);
+                *known = self.read(path).filter(is_settled);
             }
         }
     }
@@ -118,14 +124,17 @@ impl Feed {
     /// that it had.
     async fn look_up(self: Arc<Self>, name: Name, resolver: Arc<Resolver>) -> (Name, Instant) {
         let source = EndpointSource::Name(name.clone());
-        let (mut addresses, mut ttl, mut is_whole) = (Vec::new(), MOST_TTL, true);
+        let (mut addresses, mut ttl) = (Vec::new(), MOST_TTL);
         for qtype in [Qtype::A, Qtype::AAAA] {
             let query = Query::new(name.clone(), qtype);
             match resolver.resolve(&query, Carrier::Stream).await {
                 Ok(response) => ttl = ttl.min(take_addresses(&response, &mut addresses)),
                 Err(error) => {
                     tracing::debug!(%name, %qtype, %error, "upstream's name not resolved");
-                    is_whole = false;
+                    // Half an answer takes nothing of the other family away.
+                    let known = self.upstreams.endpoints(&source).into_vec().into_iter();
+                    addresses.extend(known.filter(|at| at.is_ipv4() == (qtype == Qtype::A)));
+                    ttl = ttl.min(RETRY);
                 }
             }
         }
@@ -135,11 +144,8 @@ impl Feed {
             tracing::warn!(%name, "upstream's name has no address; those that it had are kept");
             return (name, clock::now() + RETRY);
         }
-        // Half an answer would take the other family's endpoints away.
-        if is_whole || !self.upstreams.knows(&source) {
-            self.set(&source, addresses);
-        }
-        (name, clock::now() + if is_whole { ttl } else { RETRY })
+        self.set(&source, addresses);
+        (name, clock::now() + ttl)
     }
 }
 
@@ -175,7 +181,12 @@ fn take_addresses(response: &Response, out: &mut Vec<SocketAddr>) -> Duration {
 /// The state of a file at this moment; `None` where it is missing.
 fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+/// Tells whether a change after this one would give another stamp.
+fn is_settled((changed, ..): &Stamp) -> bool {
+    clock::wall().duration_since(*changed).is_ok_and(|age| age >= UNSETTLED)
 }
 
 #[cfg(test)]
@@ -308,6 +319,50 @@ mod tests {
         upstream.behave(says(&[[192, 0, 2, 4]]));
         skip(Duration::from_secs(61)).await;
         asks(&resolver, &["192.0.2.4:53"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_family_that_always_fails_keeps_nobody_from_following_the_other() {
+        let upstream = Scripted::start(says(&[[192, 0, 2, 1]])).await;
+        let mut work = JoinSet::new();
+        let resolver = start(&upstream, &mut work);
+        asks(&resolver, &["192.0.2.1:53"]).await;
+        let new = says(&[[192, 0, 2, 2]]);
+        upstream.behave(move |seen| match seen.qtype() {
+            Qtype::AAAA => vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))],
+            _ => new(seen),
+        });
+        skip(Duration::from_secs(61)).await;
+        asks(&resolver, &["192.0.2.2:53"]).await;
+    }
+
+    #[tokio::test]
+    async fn of_two_changes_within_one_tick_of_the_kernel_the_later_one_counts() {
+        let path = std::env::temp_dir().join(format!("nodens-endpoints-{}", std::process::id()));
+        let (metrics, source) = (Metrics::new(), EndpointSource::File(path.clone()));
+        let ports = config::PortRange { first: 30_000, last: 60_999, reserved: vec![] };
+        let upstreams = Arc::new(Upstreams::new(ports, 0, metrics));
+        let feed = Feed { upstreams: Arc::clone(&upstreams), listen: Vec::new() };
+        let (sources, mut files) = (HashSet::from([source.clone()]), HashMap::new());
+        let write = |last: u8| {
+            std::fs::write(&path, format!("192.0.2.{last}\n")).expect("written");
+            let file = std::fs::File::options().write(true).open(&path).expect("ours");
+            let lately = clock::wall() - UNSETTLED / 10;
+            file.set_modified(lately).expect("ours");
+            lately
+        };
+        let first = write(1);
+        feed.look_at_files(&sources, &mut files);
+        write(2);
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(first))
+            .expect("ours");
+        feed.look_at_files(&sources, &mut files);
+        std::fs::remove_file(&path).expect("ours");
+        let now = upstreams.endpoints(&source);
+        assert_eq!(now.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.2:53"]);
     }
 
     #[tokio::test]

@@ -131,6 +131,7 @@ fn shown(zone: &Name, upstream: &status::UpstreamStatus) -> UpstreamStatus {
         _ if upstream.is_looping => "loop",
         Standing::Down => "down",
         _ if !upstream.has_answered => "unknown",
+        Standing::Suspect => "suspect",
         _ => "up",
     };
     UpstreamStatus {

@@ -15,7 +15,7 @@ use super::record::{Part, Plan, Record};
 use super::registry::{Put, Registry, StreamId};
 use super::snapshot::{Namespace, PodAt, SharedKey, Snapshot};
 use super::touched::Touched;
-use super::{Changes, Event, Settings, Stream, trigger};
+use super::{Changes, Event, Followed, Settings, Stream, trigger};
 use crate::metrics::{ByNamespace, UNKNOWN};
 
 /// The port of a cluster DNS' slice that names none.
@@ -63,14 +63,16 @@ impl Builder {
         Self { interest, counts, ..Self::default() }
     }
 
-    /// Tells of the endpoints of these Services from now on; gives back what is known of new ones.
-    pub fn follow(&mut self, interest: BTreeSet<ServiceKey>) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+    /// Tells of the endpoints of these Services from now on.
+    pub fn follow(&mut self, interest: BTreeSet<ServiceKey>) -> Followed {
         let joined = interest.difference(&self.interest);
         let keys = joined.filter_map(|key| name::service_key(&key.namespace, &key.name));
         let keys: HashSet<SharedKey> = keys.map(SharedKey::from).collect();
-        self.told.retain(|service, _| interest.contains(service));
+        let left: Vec<_> =
+            self.told.keys().filter(|told| !interest.contains(*told)).cloned().collect();
+        left.iter().for_each(|service| drop(self.told.remove(service)));
         self.interest = interest;
-        self.tell(&keys)
+        Followed { left, joined: self.tell(&keys) }
     }
 
     /// Takes a batch in; gives back the new snapshot, which shares all but what changed.

@@ -123,6 +123,15 @@ pub enum Event {
     Synced,
 }
 
+/// What another interest in Services' endpoints changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Followed {
+    /// Services that were told of and are not followed any more.
+    pub left: Vec<ServiceKey>,
+    /// What is known of those that are new, as [`Changes::endpoints`] has it.
+    pub joined: Vec<(ServiceKey, Vec<SocketAddr>)>,
+}
+
 /// What a batch of events changed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
@@ -196,8 +205,8 @@ impl Cluster {
         Changes { synced: self.is_synced(), ..changes }
     }
 
-    /// Follows the endpoints of these Services from now on; gives back those that are known of new ones.
-    pub fn follow(&self, interest: BTreeSet<ServiceKey>) -> Vec<(ServiceKey, Vec<SocketAddr>)> {
+    /// Follows the endpoints of these Services from now on.
+    pub fn follow(&self, interest: BTreeSet<ServiceKey>) -> Followed {
         self.builder.lock().unwrap_or_else(PoisonError::into_inner).follow(interest)
     }
 

@@ -286,7 +286,8 @@ impl Connection {
             let this = &working.0;
             let (handler, source) = (&this.server.handler, this.seated.seat.source);
             let response =
-                handler::handle(handler, &message, source, Carrier::Stream, received).await;
+                handler::handle(handler, &message, (source, Carrier::Stream), received, || true)
+                    .await;
             // It is resolved: what the stub resolver does not read must not hold others up.
             drop(share);
             if let Some(response) = response {

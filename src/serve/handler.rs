@@ -215,17 +215,19 @@ async fn send_records<R: ResponseHandler>(
 }
 
 /// Resolves one message that came in over a front end of our own, which has seen that its source may
-/// ask; `None`: nothing goes back.
+/// ask; `None`: nothing goes back. It counts as answered where `is_owed` still holds by then.
 pub async fn handle(
     handler: &Handler,
     wire: &[u8],
-    source: SocketAddr,
-    carrier: Carrier,
+    (source, carrier): (SocketAddr, Carrier),
     received: Instant,
+    is_owed: impl Fn() -> bool,
 ) -> Option<Vec<u8>> {
     let handling = async {
         let (response, facts) = handler.respond(wire, (source, carrier), true).await?;
-        handler.account(&facts, wire, (source, carrier), received);
+        if is_owed() {
+            handler.account(&facts, wire, (source, carrier), received);
+        }
         Some(response)
     };
     AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
@@ -289,7 +291,7 @@ mod tests {
             let len = stub.recv(&mut response).await.expect("answered");
             let theirs = Message::from_vec(&response[..len]).expect("a response");
             let from = stub.local_addr().expect("bound");
-            let ours = handle(&own, &wire, from, Carrier::Datagram, clock::now()).await;
+            let ours = handle(&own, &wire, (from, Carrier::Datagram), clock::now(), || true).await;
             let ours = Message::from_vec(&ours.expect("answered")).expect("a response");
             assert_eq!(theirs.metadata, ours.metadata, "{qname}");
             assert_eq!(theirs.answers, ours.answers, "{qname}");

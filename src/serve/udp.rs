@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -323,7 +324,10 @@ impl Miss {
     pub async fn resolve((miss, share): Job) {
         let source = miss.source();
         let Self { wire, handler, received, deadline, back } = miss;
-        let answer = handler::handle(&handler, &wire, source, Carrier::Datagram, received);
+        let is_shed = AtomicBool::new(false);
+        let is_owed = || !is_shed.load(Ordering::Relaxed);
+        let asked = (source, Carrier::Datagram);
+        let answer = handler::handle(&handler, &wire, asked, received, is_owed);
         let Some(deadline) = deadline else {
             if let Some(response) = answer.await {
                 back.depart(response, share);
@@ -337,6 +341,7 @@ impl Miss {
             Ok(None) => {}
             Err(_) => {
                 if let Some(response) = handler::shed(&handler, &wire, source, received) {
+                    is_shed.store(true, Ordering::Relaxed);
                     back.depart(response, share.another());
                 }
                 // The exchange goes on: others may wait for it, and the cache wants what comes of it.

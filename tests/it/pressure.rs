@@ -183,3 +183,28 @@ fn more_queries_than_may_be_resolved_at_one_time_wait_and_are_answered() {
     }
     assert_eq!(daemon.metric("nodens_queries_shed_total", ""), 0.0);
 }
+
+#[test]
+fn a_query_that_waits_in_vain_is_answered_once_and_counted_once() {
+    let upstream = Sink::start(|_| Action::Ignore);
+    let zone = format!(
+        "[[forward]]\nzone = \"slow.example\"\nupstreams = [\"{}\"]\ntimeout = \"3s\"\n\
+         [serve]\nmax_in_flight = 100",
+        upstream.address
+    );
+    let daemon = Setup::towards(upstream.address).tables(&zone).start_unready();
+    let stub = Udp::to(daemon.address());
+    let asked = 150;
+    for number in 0..asked {
+        stub.send(&ask(&format!("n{number}.slow.example"), qtype::A).to_wire());
+    }
+    for number in 0..asked {
+        assert!(stub.receive(PATIENCE).is_some(), "{number} were answered");
+    }
+    // Who had its turn after three seconds got SERVFAIL at 4.5 s, and its exchange ends at six.
+    let ended = until(PATIENCE, || daemon.metric("nodens_queries_in_flight", "") == 0.0);
+    assert!(ended, "{}", daemon.log());
+    assert!(daemon.metric("nodens_queries_shed_total", "") > 0.0, "some waited in vain");
+    let counted = daemon.metric("coredns_dns_responses_total", "");
+    assert_eq!(counted, f64::from(asked), "{}", daemon.log());
+}

@@ -107,6 +107,13 @@ fn services_of_interest_tell_their_endpoints_when_those_change() {
         of(&["192.0.2.53:53", "192.0.2.54:53"])
     );
     assert_eq!(told(vec![Event::Applied(stream(), slice_of(two))]), of(&[])[..0]);
+    let others = BTreeSet::from([ServiceKey::new("shop", "other")]);
+    let followed = cluster.follow(others.clone());
+    assert_eq!(followed, Followed { left: vec![key.clone()], joined: Vec::new() });
+    assert_eq!(cluster.follow(others), Followed::default(), "said once");
+    let joined = of(&["192.0.2.53:53", "192.0.2.54:53"]);
+    let followed = cluster.follow(BTreeSet::from([key.clone()]));
+    assert_eq!(followed, Followed { left: Vec::new(), joined });
     assert_eq!(told(vec![Event::Applied(Stream::Services, slice_of(""))]), of(&[]));
 }
 
