@@ -19,6 +19,7 @@ mod conformance;
 mod deadman;
 mod drain;
 mod edges;
+mod faults;
 mod flood;
 mod handover;
 mod harness;

@@ -71,17 +71,35 @@ impl Host {
 
     /// Runs `body` on a thread in it; threads that it starts are in it too.
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(format!("/proc/{}/ns/net", self.pid())).expect("the host lives");
         let run = || {
-            // SAFETY: a plain system call with a descriptor that outlives it.
-            let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            self.enter();
             body()
         };
         std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| {
             std::panic::resume_unwind(panic);
         })
     }
+
+    /// Runs `body` in it on the calling thread: programs that it starts live on.
+    pub fn visit<T>(&self, body: impl FnOnce() -> T) -> T {
+        let home = File::open("/proc/thread-self/ns/net").expect("a namespace");
+        self.enter();
+        let outcome = body();
+        set_namespace(&home);
+        outcome
+    }
+
+    /// Moves the calling thread into it.
+    fn enter(&self) {
+        set_namespace(&File::open(format!("/proc/{}/ns/net", self.pid())).expect("the host lives"));
+    }
+}
+
+/// Moves the calling thread into a network namespace.
+fn set_namespace(namespace: &File) {
+    // SAFETY: a plain system call with a descriptor that outlives it.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 impl Node {
