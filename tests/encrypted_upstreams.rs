@@ -35,8 +35,18 @@ struct Encrypted {
     ca: PathBuf,
     /// The server names that callers asked for.
     names: Arc<Mutex<Vec<Option<String>>>>,
+    manners: Arc<Mutex<Manners>>,
     plain: Scripted,
     _tasks: JoinSet<()>,
+}
+
+/// What is odd about it at this moment.
+#[derive(Clone, Copy, Default)]
+struct Manners {
+    /// How long it takes before it begins to shake hands; for ever with `None`.
+    delay: Option<Duration>,
+    /// The HTTP status of its responses; 0 means 200, with a DNS message.
+    status: u16,
 }
 
 impl Drop for Encrypted {
@@ -45,15 +55,16 @@ impl Drop for Encrypted {
     }
 }
 
-/// A certificate for [`NAME`], and its authority in PEM form.
-fn certificate() -> (ServerConfig, String) {
+/// A certificate for [`NAME`], which is valid until that year, and its authority in PEM form.
+fn certificate(until: i32) -> (ServerConfig, String) {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority_key = KeyPair::generate().expect("a key");
     let pem = authority.self_signed(&authority_key).expect("a certificate").pem();
     let issuer = Issuer::new(authority, authority_key);
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec![NAME.to_owned()]).expect("parameters");
+    let mut params = CertificateParams::new(vec![NAME.to_owned()]).expect("parameters");
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -73,10 +84,18 @@ async fn by_tcp(mut stream: TlsStream<TcpStream>, plain: SocketAddr) {
 }
 
 /// Carries the POST requests of one HTTP/2 connection to the plain upstream by UDP.
-async fn by_udp(stream: TlsStream<TcpStream>, plain: SocketAddr) {
+async fn by_udp(stream: TlsStream<TcpStream>, plain: SocketAddr, manners: Arc<Mutex<Manners>>) {
     let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         assert_eq!(request.uri().path(), "/dns-query");
+        let status = manners.lock().expect("no panic").status;
+        if status != 0 {
+            let head = http::Response::builder().status(status).body(()).expect("a head");
+            let mut body = respond.send_response(head, false).expect("the stream is open");
+            body.send_data(Bytes::from_static(b"<html>come back later</html>"), true)
+                .expect("sent");
+            continue;
+        }
         tokio::spawn(async move {
             let query = request.into_body().data().await.expect("a body").expect("whole");
             assert_eq!(query[..2], [0, 0], "RFC 8484 §4.1: id 0");
@@ -93,10 +112,45 @@ async fn by_udp(stream: TlsStream<TcpStream>, plain: SocketAddr) {
     }
 }
 
+/// What serves connections.
+#[derive(Clone)]
+struct FarEnd {
+    acceptor: TlsAcceptor,
+    https: bool,
+    onward: SocketAddr,
+    names: Arc<Mutex<Vec<Option<String>>>>,
+    manners: Arc<Mutex<Manners>>,
+}
+
+impl FarEnd {
+    /// Serves one connection to its end.
+    async fn serve(self, stream: TcpStream) {
+        let delay = self.manners.lock().expect("no panic").delay;
+        match delay {
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => std::future::pending().await,
+        }
+        // A handshake that fails is what some tests are about.
+        let Ok(stream) = self.acceptor.accept(stream).await else { return };
+        let name = stream.get_ref().1.server_name().map(str::to_owned);
+        self.names.lock().expect("no panic").push(name);
+        if self.https {
+            by_udp(stream, self.onward, self.manners).await;
+        } else {
+            by_tcp(stream, self.onward).await;
+        }
+    }
+}
+
 impl Encrypted {
     /// Starts one; `https` speaks HTTP/2 inside.
     async fn start(https: bool) -> Self {
-        let (mut config, pem) = certificate();
+        Self::start_until(https, 4000).await
+    }
+
+    /// Starts one whose certificate is valid until that year.
+    async fn start_until(https: bool, until: i32) -> Self {
+        let (mut config, pem) = certificate(until);
         if https {
             config.alpn_protocols = vec![b"h2".to_vec()];
         }
@@ -109,28 +163,37 @@ impl Encrypted {
         ));
         std::fs::write(&ca, pem).expect("a file");
         let plain = Scripted::start(well_behaved).await;
-        let (onward, names) = (plain.address, Arc::<Mutex<Vec<_>>>::default());
-        let seen = Arc::clone(&names);
+        let names = Arc::<Mutex<Vec<_>>>::default();
+        let manners = Manners { delay: Some(Duration::ZERO), status: 0 };
+        let manners = Arc::new(Mutex::new(manners));
+        let far_end = FarEnd {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            https,
+            onward: plain.address,
+            names: Arc::clone(&names),
+            manners: Arc::clone(&manners),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let acceptor = TlsAcceptor::from(Arc::new(config));
             while let Ok((stream, _)) = listener.accept().await {
-                // A handshake that fails is what some tests are about.
-                let Ok(stream) = acceptor.accept(stream).await else { continue };
-                let name = stream.get_ref().1.server_name().map(str::to_owned);
-                seen.lock().expect("no panic").push(name);
-                if https {
-                    tokio::spawn(by_udp(stream, onward));
-                } else {
-                    tokio::spawn(by_tcp(stream, onward));
-                }
+                tokio::spawn(far_end.clone().serve(stream));
             }
         });
-        Self { address, ca, names, plain, _tasks: tasks }
+        Self { address, ca, names, manners, plain, _tasks: tasks }
+    }
+
+    /// Changes what is odd about it.
+    fn behave(&self, delay: Option<Duration>, status: u16) {
+        *self.manners.lock().expect("no panic") = Manners { delay, status };
     }
 
     /// A zone that forwards to it under `name`, trusting its authority or else the world's.
     fn group(&self, transport: Transport, trusted: bool) -> Arc<Group> {
+        self.zone(transport, trusted).1
+    }
+
+    /// The same with what goes on in the background.
+    fn zone(&self, transport: Transport, trusted: bool) -> (Arc<Upstreams>, Arc<Group>) {
         let range = PortRange { first: 20_000, last: 20_999, reserved: Vec::new() };
         let forward = Forward {
             zone: Name::root(),
@@ -145,7 +208,9 @@ impl Encrypted {
             rewrite: Rewrite::default(),
         };
         let upstream = Upstream { address: self.address, transport };
-        Arc::new(Upstreams::new(range, 0, Metrics::new())).group(&forward, &[upstream])
+        let upstreams = Arc::new(Upstreams::new(range, 0, Metrics::new()));
+        let group = upstreams.group(&forward, &[upstream]);
+        (upstreams, group)
     }
 }
 
@@ -216,4 +281,78 @@ async fn a_missing_file_of_roots_is_told_with_its_path() {
     let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::A);
     let error = upstream.group(tls(NAME), true).exchange(&query).await.expect_err("no roots");
     assert!(error.to_string().contains(&upstream.ca.display().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused() {
+    for is_https in [false, true] {
+        let upstream = Encrypted::start_until(is_https, 2001).await;
+        let transport = if is_https { https(NAME) } else { tls(NAME) };
+        let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::A);
+        let error = upstream.group(transport, true).exchange(&query).await.expect_err("expired");
+        assert!(error.to_string().to_lowercase().contains("expired"), "{error}");
+        assert_eq!(upstream.plain.count(), 0, "no query leaves");
+    }
+}
+
+#[tokio::test]
+async fn an_http_error_is_a_failure_and_costs_no_connection() {
+    let upstream = Encrypted::start(true).await;
+    let group = upstream.group(https(NAME), true);
+    ask(&group, 1).await;
+    for status in [404, 429, 503, 204] {
+        upstream.behave(Some(Duration::ZERO), status);
+        let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::A);
+        let error = group.exchange(&query).await.expect_err("no DNS message");
+        assert!(matches!(error, ExchangeError::Failed { .. }), "{status}: {error:?}");
+        assert!(!format!("{error:?}").contains("html"), "{error:?}");
+    }
+    assert!(!group.is_down(), "it speaks");
+    upstream.behave(Some(Duration::ZERO), 0);
+    ask(&group, 3).await;
+    assert_eq!(upstream.names.lock().expect("no panic").len(), 1, "one connection for all");
+}
+
+#[tokio::test]
+async fn a_file_of_roots_that_is_replaced_is_read_again() {
+    let (one, other) = (Encrypted::start(false).await, Encrypted::start(false).await);
+    let right = std::fs::read(&one.ca).expect("a file");
+    let mut wrong = std::fs::read(&other.ca).expect("a file");
+    wrong.push(b'\n'); // another length
+    std::fs::write(&one.ca, wrong).expect("written");
+    let group = one.group(tls(NAME), true);
+    let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::A);
+    group.exchange(&query).await.expect_err("another authority");
+    std::fs::write(&one.ca, right).expect("written");
+    ask(&group, 1).await;
+}
+
+#[tokio::test]
+async fn an_upstream_far_away_whose_handshakes_hung_comes_back_by_probes_alone() {
+    for is_https in [false, true] {
+        let upstream = Encrypted::start(is_https).await;
+        let transport = if is_https { https(NAME) } else { tls(NAME) };
+        let (upstreams, group) = upstream.zone(transport, true);
+        let maintenance = tokio::spawn(Arc::clone(&upstreams).maintain());
+        upstream.behave(None, 0);
+        let query = Query::new(Name::from_text("example.org").expect("a name"), Qtype::A);
+        let ask = || group.exchange(&query);
+        // As long as the probes of the outage queue up behind each other.
+        let outage = tokio::time::Instant::now() + Duration::from_secs(4);
+        while !group.is_down() || tokio::time::Instant::now() < outage {
+            let many = std::iter::repeat_with(ask).take(5);
+            let all = futures_util::future::join_all(many).await;
+            assert!(all.iter().all(Result::is_err), "no handshake ends");
+        }
+        // Longer than the time between two probes.
+        upstream.behave(Some(Duration::from_millis(800)), 0);
+        let wait = async {
+            while group.is_down() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it is back");
+        ask().await.expect("an answer");
+        maintenance.abort();
+    }
 }

@@ -173,7 +173,8 @@ struct Sealed<S> {
     at_once: usize,
 }
 
-/// Messages that are given at once. hickory goes no further after 100 of them, and waits for the next query.
+/// Messages that are given at once. hickory goes no further after 100 of them, and waits for the next query: one
+/// TLS record can hold more.
 const MAX_AT_ONCE: usize = 50;
 
 impl<S: DnsClientStream> Stream for Sealed<S> {
@@ -227,6 +228,51 @@ pub fn unseal(mut message: Vec<u8>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A stream that has a message at any time.
+    struct Endless;
+
+    impl Stream for Endless {
+        type Item = Result<SerialMessage, NetError>;
+
+        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            let from = self.name_server_addr();
+            Poll::Ready(Some(Ok(SerialMessage::new(vec![0; HEADER_LEN], from))))
+        }
+    }
+
+    impl DnsClientStream for Endless {
+        type Time = TokioTime;
+
+        fn name_server_addr(&self) -> SocketAddr {
+            ([127, 0, 0, 1], 53).into()
+        }
+    }
+
+    /// Counts how often a task was woken.
+    struct Woken(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn messages_come_in_portions_that_hickory_reads_to_their_end() {
+        let woken = Arc::new(Woken(0.into()));
+        let waker = Arc::clone(&woken).into();
+        let mut context = Context::from_waker(&waker);
+        let mut sealed = Sealed { stream: Endless, at_once: 0 };
+        for portion in 1..=3 {
+            let mut given = 0;
+            while sealed.poll_next_unpin(&mut context).is_ready() {
+                given += 1;
+                assert!(given < 100, "it would go no further, and nobody would wake it");
+            }
+            assert_eq!(woken.0.load(std::sync::atomic::Ordering::Relaxed), portion);
+        }
+    }
 
     #[test]
     fn a_sealed_message_comes_out_as_it_was_and_looks_empty_meanwhile() {
