@@ -1,9 +1,11 @@
 //! Addresses and links: zone indices, devices, IPv6 upstreams, transports over real servers.
 
 use std::net::ToSocketAddrs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::harness::dnsdist::Dnsdist;
 use crate::harness::knot::{BIG, HUGE};
 use crate::harness::place::free_port;
 use crate::harness::process::find;
@@ -140,6 +142,39 @@ fn upstreams_over_tls_and_https_are_verified_and_asked() {
         let wrong = start("other.example.org").start_unready();
         let answer = wire::udp(wrong.address(), &ask("www.example.org", qtype::A));
         assert_eq!(answer.rcode(), rcode::SERVFAIL, "{scheme}: a certificate of another name");
+    }
+}
+
+#[test]
+fn dnsdist_by_tls_and_https_is_verified_by_its_authority_and_its_restart_costs_no_query() {
+    needs!("knotd", "dnsdist");
+    let knot = Knot::start();
+    let name = "dns.example.org";
+    let [mut dnsdist, stranger] = [(); 2].map(|()| Dnsdist::start(knot.address, name));
+    for (scheme, path) in [("tls", ""), ("https", "/dns-query")] {
+        let at = if scheme == "tls" { dnsdist.tls } else { dnsdist.https };
+        let start = |ca: &Path, name: &str| {
+            Setup::towards(format!("{scheme}://{at}{path}#{name}"))
+                .forward(&format!("tls_ca = {ca:?}\ntimeout = \"8s\""))
+        };
+        let daemon = start(&dnsdist.ca, name).start();
+        let ask_some = |tag: &str| {
+            for number in 0..20 {
+                let question = ask(&format!("{tag}{number}.wild.example.org"), qtype::A);
+                let answer = wire::udp(daemon.address(), &question);
+                assert_eq!(answer.data(qtype::A), ["192.0.2.200"], "{scheme}: {}", daemon.log());
+            }
+        };
+        ask_some("before");
+        dnsdist.restart();
+        ask_some("after");
+        let whole = wire::tcp(daemon.address(), &ask("big.example.org", qtype::TXT));
+        assert_eq!(whole.answers.len(), BIG, "{scheme}");
+        for (ca, name) in [(&stranger.ca, name), (&dnsdist.ca, "other.example.org")] {
+            let wary = start(ca, name).start_unready();
+            let answer = wire::udp(wary.address(), &ask("www.example.org", qtype::A));
+            assert_eq!(answer.rcode(), rcode::SERVFAIL, "{scheme} {name}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod dnsdist;
 pub mod http;
 pub mod knot;
 pub mod load;
