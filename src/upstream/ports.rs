@@ -59,7 +59,7 @@ impl PortRange {
 pub enum Draw {
     /// A port whose rest was over.
     Rested(u16),
-    /// None had rested; this one has for longest.
+    /// None had rested; this one is of the half that has for longest.
     Unrested(u16),
     /// Every port of the class is in flight.
     Exhausted,
@@ -72,11 +72,25 @@ struct Pool {
     rested: Vec<u16>,
     /// End of the rest in [`Pools::tenths`], then the port.
     resting: BinaryHeap<Reverse<(u32, u16)>>,
+    /// Those that have rested longest, in no order: what is drawn from when none has rested. Were it always the
+    /// very one that has rested longest, the order of the ports would repeat itself for ever.
+    early: Vec<(u32, u16)>,
+    /// When `early` was last looked through.
+    looked: u32,
 }
 
 impl Pool {
     /// Moves what has rested until `now` to the rested ones.
     fn settle(&mut self, now: u32) {
+        if std::mem::replace(&mut self.looked, now) != now {
+            let rested = &mut self.rested;
+            self.early.retain(|(due, port)| {
+                *due > now || {
+                    rested.push(*port);
+                    false
+                }
+            });
+        }
         while let Some(Reverse((due, port))) = self.resting.peek().copied() {
             if due > now {
                 return;
@@ -88,33 +102,44 @@ impl Pool {
 
     /// Takes a port uniformly at random among the rested ones that `busy` does not name.
     fn take_rested(&mut self, busy: &Bits, rng: &mut impl Rng) -> Option<u16> {
-        let mut candidates = self.rested.len();
-        while candidates > 0 {
-            let index = rng.random_range(0..candidates);
-            if !busy.holds(self.rested[index]) {
-                return Some(self.rested.swap_remove(index));
-            }
-            // In flight towards another upstream: set aside, and draw among the others.
-            candidates -= 1;
-            self.rested.swap(index, candidates);
-        }
-        None
+        draw_among(&mut self.rested, |port| !busy.holds(*port), rng)
     }
 
-    /// Takes the port whose rest ends first and that `busy` does not name.
-    fn take_resting(&mut self, busy: &Bits) -> Option<u16> {
-        let mut passed = Vec::new();
-        let mut taken = None;
-        while let Some(Reverse((due, port))) = self.resting.pop() {
-            if !busy.holds(port) {
-                taken = Some(port);
-                break;
+    /// Takes a port that `busy` does not name, at random among the half that has rested longest.
+    fn take_resting(&mut self, busy: &Bits, rng: &mut impl Rng) -> Option<u16> {
+        let half = (self.early.len() + self.resting.len()).div_ceil(2);
+        // Two at a time: the half is reached soon enough, and no draw pays for all of it.
+        for _ in 0..2 {
+            if self.early.len() < half {
+                self.early.extend(self.resting.pop().map(|Reverse(one)| one));
             }
-            passed.push(Reverse((due, port)));
         }
-        self.resting.extend(passed);
-        taken
+        let is_free = |one: &(u32, u16)| !busy.holds(one.1);
+        if let Some((_, port)) = draw_among(&mut self.early, is_free, rng) {
+            return Some(port);
+        }
+        self.early.extend(self.resting.drain().map(|Reverse(one)| one));
+        draw_among(&mut self.early, is_free, rng).map(|(_, port)| port)
     }
+}
+
+/// Takes one out of `those` for which `is_free`, uniformly at random among them.
+fn draw_among<T>(
+    those: &mut Vec<T>,
+    is_free: impl Fn(&T) -> bool,
+    rng: &mut impl Rng,
+) -> Option<T> {
+    let mut candidates = those.len();
+    while candidates > 0 {
+        let index = rng.random_range(0..candidates);
+        if is_free(&those[index]) {
+            return Some(those.swap_remove(index));
+        }
+        // In flight towards another upstream: set aside, and draw among the others.
+        candidates -= 1;
+        those.swap(index, candidates);
+    }
+    None
 }
 
 /// One upstream's place in [`Pools`].
@@ -178,7 +203,7 @@ impl Pools {
         pool.settle(now);
         let draw = match pool.take_rested(&self.busy, rng) {
             Some(port) => Draw::Rested(port),
-            None => pool.take_resting(&self.busy).map_or(Draw::Exhausted, Draw::Unrested),
+            None => pool.take_resting(&self.busy, rng).map_or(Draw::Exhausted, Draw::Unrested),
         };
         if let Draw::Rested(port) | Draw::Unrested(port) = draw {
             self.busy.set(port, true);
@@ -331,22 +356,47 @@ mod tests {
     }
 
     #[test]
-    fn the_port_that_rested_longest_is_taken_when_none_has_rested() {
-        let (mut pools, start) = pools(40_000, 40_029, &[]);
+    fn when_none_has_rested_one_is_drawn_of_the_half_that_has_for_longest() {
+        let (mut pools, start) = pools(40_000, 40_299, &[]);
         let (towards, mut now) = (pools.add(), start);
-        let mut order = Vec::new();
-        for _ in 0..10 {
-            now += SEC;
-            let drawn = port(&mut pools, towards, PortClass::Aaaa, now);
+        let mut order: Vec<u16> = Vec::new();
+        let mut rests = Vec::new();
+        for step in 0..20_000 {
+            now += Duration::from_millis(5);
+            let draw = pools.draw(towards, PortClass::Aaaa, now, &mut rand::rng());
+            let (Draw::Rested(drawn) | Draw::Unrested(drawn)) = draw else { panic!("{draw:?}") };
+            assert_eq!(draw, if step < 100 { Draw::Rested(drawn) } else { Draw::Unrested(drawn) });
+            rests.extend(order.iter().rev().position(|port| *port == drawn).filter(|_| step > 300));
             pools.release(towards, drawn, now, REST);
             order.push(drawn);
         }
-        for expected in order {
-            now += Duration::from_millis(200);
-            let draw = pools.draw(towards, PortClass::Aaaa, now, &mut rand::rng());
-            assert_eq!(draw, Draw::Unrested(expected));
-            pools.release(towards, expected, now, REST);
+        // Draws since the port was drawn before: 100 each time where the order repeats itself. Half of them at least,
+        // less the 20 of a tenth of a second, within which rests are told apart by the port.
+        assert!(rests.iter().all(|between| *between >= 29), "{:?} at least", rests.iter().min());
+        let usual = rests.iter().filter(|between| (95..105).contains(*between)).count();
+        assert!(usual < rests.len() / 5, "{usual} of {} in their old place", rests.len());
+        // Once all have rested, they count as rested.
+        let draw = pools.draw(towards, PortClass::Aaaa, now + 31 * SEC, &mut rand::rng());
+        assert!(matches!(draw, Draw::Rested(_)), "{draw:?}");
+    }
+
+    #[test]
+    fn beyond_what_rests_the_next_port_cannot_be_told_either() {
+        let (mut pools, start) = pools(32_768, 60_999, &[]);
+        let towards = pools.add();
+        let mut before: HashMap<u16, u32> = HashMap::new();
+        // Draws between two of one port, in cells of a thousand: the first lap is left out.
+        let mut cells = [0u32; 64];
+        for step in 0..100_000u32 {
+            let drawn = port(&mut pools, towards, PortClass::A, start + SEC * step / 5000);
+            if let Some(last) = before.insert(drawn, step).filter(|last| *last > 20_000) {
+                cells[((step - last) as usize / 1000).min(63)] += 1;
+            }
+            pools.release(towards, drawn, start + SEC * step / 5000, REST);
         }
+        let (most, all) = (*cells.iter().max().expect("cells"), cells.iter().sum::<u32>());
+        assert!(cells[..4].iter().sum::<u32>() == 0, "rests that were cut short: {cells:?}");
+        assert!(most * 4 < all, "the gaps are much alike: {cells:?}");
     }
 
     #[test]
