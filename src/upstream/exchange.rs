@@ -37,8 +37,8 @@ const MAX_ATTEMPTS: usize = 24;
 /// How long an exchange waits for an upstream to appear where they come and go and none is there.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The wait before an upstream is asked again that may be restarting.
-const RESTART_WAIT: Duration = Duration::from_millis(50);
+/// The wait before an upstream is asked again that may be restarting, or that the budget spares.
+const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// An attempt under way.
 struct Running<'a> {
@@ -236,7 +236,7 @@ impl<'a> Exchange<'a> {
         let is_out = self.running.iter().all(|other| other.candidate != index);
         self.candidates.at_mut(index).is_out = is_out;
         if let Some(next) = self.candidates.untried()
-            && self.group.budget().take(clock::now())
+            && self.is_allowed(next)
         {
             self.ask(next);
             return None;
@@ -260,7 +260,7 @@ impl<'a> Exchange<'a> {
         let waits =
             untried.is_some_and(|next| self.candidates.at(next).peer.standing() != Standing::Down);
         if waits {
-            self.again_at = clock::now() + RESTART_WAIT;
+            self.again_at = clock::now() + SHORT_WAIT;
         }
         waits
     }
@@ -274,7 +274,7 @@ impl<'a> Exchange<'a> {
             self.wait_for_upstreams();
         }
         if restarts {
-            self.again_at = now + RESTART_WAIT;
+            self.again_at = now + SHORT_WAIT;
         }
         restarts || self.group.is_moving()
     }
@@ -335,8 +335,8 @@ impl<'a> Exchange<'a> {
         // Without room a retransmission would go by TCP, and many of them at once where an upstream
         // is silent: the first message is still waited for.
         let has_room = self.candidates.at(next).peer.has_room_to_repeat(class);
-        if !has_room || !self.group.budget().take(now) {
-            (self.wait, self.again_at) = (wait, now + wait);
+        if !has_room || !self.is_allowed(next) {
+            (self.wait, self.again_at) = (wait, now + wait.max(SHORT_WAIT));
             return;
         }
         if self.running.len() >= MAX_ATTEMPTS {
@@ -351,6 +351,12 @@ impl<'a> Exchange<'a> {
         if is_late {
             (self.wait, self.again_at) = (wait, now + wait);
         }
+    }
+
+    /// Takes one more message to a candidate out of the budget, if there is one.
+    fn is_allowed(&self, index: usize) -> bool {
+        let standing = self.candidates.at(index).peer.standing();
+        self.group.budget().take(standing, clock::now())
     }
 
     /// Counts one more message: to an upstream that was asked already, or to another beside it.

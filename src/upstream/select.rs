@@ -64,6 +64,10 @@ const SLOTS: usize = WINDOW + 1;
 /// Sends per exchange, at most, over the window.
 const SENDS_PER_EXCHANGE: u32 = 3;
 
+/// The same towards an upstream that is down: the rest is kept for when it is back, so that each exchange that
+/// waits for it then has a send.
+const SENDS_WHILE_DOWN: u32 = 2;
+
 /// Sends in a second that are always allowed, so that a lone query may be tried often.
 const SENDS_FLOOR: u32 = 20;
 
@@ -90,11 +94,15 @@ impl Budget {
         slot.1 += 1;
     }
 
-    /// Takes one further send; false when it is not allowed now.
-    pub fn take(&mut self, now: Instant) -> bool {
+    /// Takes one further send, to an upstream of this standing; false when it is not allowed now.
+    pub fn take(&mut self, to: Standing, now: Instant) -> bool {
         self.slot(now);
+        let per_exchange = match to {
+            Standing::Down => SENDS_WHILE_DOWN,
+            Standing::Well | Standing::Suspect => SENDS_PER_EXCHANGE,
+        };
         let allowed = self.lately() < SENDS_FLOOR
-            || self.sends() < self.exchanges().saturating_mul(SENDS_PER_EXCHANGE);
+            || self.sends() < self.exchanges().saturating_mul(per_exchange);
         if allowed {
             self.spend(now);
         }
@@ -218,14 +226,15 @@ mod tests {
         for _ in 0..100 {
             budget.begin(start);
         }
-        let taken = (0..1000).filter(|_| budget.take(start)).count();
-        assert_eq!(taken, 200, "300 sends for 100 exchanges");
+        let mut take = |to| (0..1000).filter(|_| budget.take(to, start)).count();
+        assert_eq!(take(Standing::Down), 100, "200 sends for 100 exchanges");
+        assert_eq!(take(Standing::Suspect), 100, "300 sends for 100 exchanges");
         let mut lone = Budget::new(start);
         lone.begin(start);
         let mut taken = 0;
         for second in 1..=5 {
             let now = start + Duration::from_secs(second);
-            taken += (0..100).filter(|_| lone.take(now)).count();
+            taken += (0..100).filter(|_| lone.take(Standing::Down, now)).count();
         }
         assert_eq!(taken, 100, "20 in each second");
     }
@@ -242,7 +251,8 @@ mod tests {
                 budget.begin(now);
             }
             let is_outage = !(400..900).contains(&at);
-            let more = (0..if is_outage { 10_000 } else { 0 }).take_while(|_| budget.take(now));
+            let more = (0..if is_outage { 10_000 } else { 0 })
+                .take_while(|_| budget.take(Standing::Well, now));
             steps.push((25, 25 + more.count()));
         }
         let in_ten_seconds = 400;
@@ -262,8 +272,8 @@ mod tests {
             budget.begin(start);
         }
         let later = start + Duration::from_millis(9900);
-        assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 200);
+        assert_eq!((0..1000).filter(|_| budget.take(Standing::Well, later)).count(), 200);
         let later = start + Duration::from_secs(60);
-        assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 20);
+        assert_eq!((0..1000).filter(|_| budget.take(Standing::Well, later)).count(), 20);
     }
 }

@@ -50,6 +50,34 @@ async fn a_query_that_waits_is_asked_again_after_seconds_of_silence() {
 }
 
 #[tokio::test]
+async fn all_who_wait_for_a_silent_upstream_are_answered_when_it_returns() {
+    let silence = Instant::now();
+    let one = Scripted::start(move |seen| match silence.elapsed() > Duration::from_secs(4) {
+        true => well_behaved(seen),
+        false => Vec::new(),
+    })
+    .await;
+    let (upstreams, _) = upstreams();
+    let zone = Forward { timeout: Duration::from_secs(20), ..eager() };
+    let group = upstreams.group(&zone, &[udp(&one)]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..400 {
+        let group = Arc::clone(&group);
+        tasks.spawn(async move {
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+            silence.elapsed()
+        });
+        tokio::time::sleep(5 * MS).await;
+    }
+    let ends = tasks.join_all().await;
+    let last = ends.into_iter().max().expect("some");
+    // Each within its next wait, and not as the floor allows, in 20 s.
+    assert!(last < Duration::from_secs(10), "{last:?}");
+    assert!(one.count() <= 3 * 400 + 20 * 5, "{} sends for 400 exchanges", one.count());
+}
+
+#[tokio::test]
 async fn an_upstream_that_restarts_costs_no_query() {
     let one = Scripted::start(well_behaved).await;
     let (address, zone) = (one.address, Forward { timeout: 4500 * MS, ..eager() });
@@ -107,7 +135,8 @@ async fn four_upstreams_that_all_fail_get_three_queries_per_exchange_at_most() {
 async fn an_upstream_that_knows_a_few_names_only_is_back_when_it_knows_them_again() {
     let is_root = |seen: &Seen| seen.wire.get(12) == Some(&0);
     let one = Scripted::start(move |seen| match is_root(seen) {
-        true => rcode(Rcode::REFUSED)(seen),
+        // What comes last must not be what is remembered.
+        true => [vec![Act::Wait(50 * MS)], rcode(Rcode::REFUSED)(seen)].concat(),
         false => rcode(Rcode::SERVFAIL)(seen),
     })
     .await;
