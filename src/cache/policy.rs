@@ -49,6 +49,7 @@ pub fn admit(
     // How long a name is believed absent is its zone's decision (RFC 2308 §5): it may come to exist.
     let min = if encoded.is_negative() { Ttl::from_wire(0) } else { min };
     encoded.map_ttls(|ttl| ttl.max(min).min(max));
+    encoded.level_ttls();
     match lifetime(&encoded, policy) {
         Some(ttl) if ttl.as_secs() > 0 => {
             if encoded.is_negative() {

@@ -49,9 +49,12 @@ impl Qtype {
     pub const TXT: Self = Self(16);
     pub const AAAA: Self = Self(28);
     pub const SRV: Self = Self(33);
+    pub const NAPTR: Self = Self(35);
     pub const DNAME: Self = Self(39);
     pub const OPT: Self = Self(41);
     pub const RRSIG: Self = Self(46);
+    pub const NSEC: Self = Self(47);
+    pub const NSEC3: Self = Self(50);
     pub const SVCB: Self = Self(64);
     pub const HTTPS: Self = Self(65);
     pub const TKEY: Self = Self(249);

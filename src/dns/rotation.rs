@@ -38,6 +38,29 @@ impl Encoded {
         self
     }
 
+    /// Gives the records of each RRset that stand together the least of their TTLs.
+    ///
+    /// Source: RFC 2181 §5.2
+    pub fn level_ttls(&mut self) {
+        let ttl =
+            |wire: &[u8], mark: &Mark| wire::u32_at(wire, mark.ttl.into()).unwrap_or_default();
+        let least = self.marks.iter().map(|mark| ttl(&self.wire, mark)).min();
+        if self.marks.iter().all(|mark| Some(ttl(&self.wire, mark)) == least) {
+            return;
+        }
+        let mut rest = &self.marks[..];
+        while !rest.is_empty() {
+            let pairs = rest.windows(2);
+            let more = pairs.take_while(|pair| is_one_set(&self.wire, &pair[0], &pair[1])).count();
+            let (run, behind) = rest.split_at(1 + more);
+            let least = run.iter().map(|mark| ttl(&self.wire, mark)).min().unwrap_or_default();
+            for mark in run {
+                wire::put_u32(&mut self.wire, mark.ttl.into(), least);
+            }
+            rest = behind;
+        }
+    }
+
     /// Tells whether responses begin with another address each.
     pub fn rotates(&self) -> bool {
         self.rotation.count > 1
@@ -100,6 +123,14 @@ impl Encoded {
     }
 }
 
+/// Tells whether two records are of one RRset; signatures of one name may be of several.
+fn is_one_set(message: &[u8], one: &Mark, other: &Mark) -> bool {
+    let rtype = |mark: &Mark| wire::u16_at(message, usize::from(mark.ttl).saturating_sub(4));
+    rtype(one) == rtype(other)
+        && rtype(one) != Some(Qtype::RRSIG.0)
+        && wire::is_one_rrset(message, one.start.into(), other.start.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +181,15 @@ mod tests {
         assert_eq!(encoded.min_ttl().map(super::super::ttl::Ttl::as_secs), Some(60));
         let ttls = encoded.records().filter(|(_, record)| record.rtype == 1);
         assert!(ttls.into_iter().all(|(_, record)| encoded.ttl_of(&record).as_secs() == 297));
+    }
+
+    #[test]
+    fn records_of_one_rrset_get_the_least_of_their_ttls_and_others_keep_theirs() {
+        let mut encoded = Encoded::from_wire(&addresses(3)).expect("well-formed");
+        encoded.level_ttls();
+        let ttls: Vec<u32> =
+            encoded.records().map(|(_, record)| encoded.ttl_of(&record).as_secs()).collect();
+        assert_eq!(ttls, [60, 297, 297, 297, 60]);
     }
 
     #[test]

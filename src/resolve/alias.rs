@@ -6,7 +6,7 @@ use std::time::Instant;
 use hickory_proto::op::Message;
 use hickory_proto::rr::{self, RData};
 
-use super::forward::Told;
+use super::forward::{Told, about};
 use super::{Carrier, ResolveError, Resolver, Response, Route};
 use crate::cache::Source;
 use crate::clock;
@@ -97,10 +97,10 @@ impl Resolver {
             let next = Query { qname, ..query.clone() };
             let Route::Forward(zone) = routes.route(&next.qname) else { return Ok(None) };
             let left = until.saturating_duration_since(clock::now());
-            let received = zone.group.exchange_within(&next, left).await?;
-            let Ok(part) = Message::from_vec(received.encoded.as_wire()) else { return Ok(None) };
+            let received = zone.group.exchange_within(&next, left).await.and_then(about)?;
+            let Ok(part) = Message::from_vec(received.as_wire()) else { return Ok(None) };
             append(&mut whole, part, (&next.qname, &target));
-            if !is_dangling(&received.encoded) {
+            if !is_dangling(&received) {
                 let wire = whole.to_vec().ok();
                 return Ok(wire.and_then(|wire| Encoded::from_wire(&wire).ok()));
             }

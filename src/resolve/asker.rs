@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::alias::{MAX_ALIASES, joined};
+use super::bailiwick::target_of;
 use super::{Carrier, ResolveError, Resolver, Response, error};
 use crate::cache::Source;
 use crate::cache::entry::Entry;
@@ -20,7 +21,6 @@ use crate::dns::build::LocalRecord;
 use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::Encoded;
-use crate::dns::wire::RecordAt;
 use crate::dns::{Qclass, Qtype, Rcode};
 use crate::metrics::{Origin, ZoneId};
 
@@ -275,14 +275,4 @@ fn exists_behind(encoded: &Encoded, aliases: usize) -> bool {
 /// Tells whether a name stands for an address.
 fn is_reverse(name: &Name) -> bool {
     name.as_wire().ends_with(b"\x04arpa\0")
-}
-
-/// Where the name stands that a record leads to, if its type leads to one.
-fn target_of(record: &RecordAt) -> Option<usize> {
-    match Qtype(record.rtype) {
-        Qtype::CNAME | Qtype::DNAME | Qtype::PTR | Qtype::NS => Some(record.rdata),
-        Qtype::MX | Qtype::SVCB | Qtype::HTTPS => Some(record.rdata + 2),
-        Qtype::SRV => Some(record.rdata + 6),
-        _ => None,
-    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
+use super::bailiwick::{self, Scrubbed};
 use super::dns64::Dns64;
 use super::inflight::{Lead, Outcome, Role};
 use super::route::ForwardZone;
@@ -16,11 +17,12 @@ use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::config::TtlBounds;
 use crate::dns::build;
+use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
 use crate::dns::{Qtype, Rcode};
 use crate::metrics::Origin;
-use crate::upstream::ExchangeError;
+use crate::upstream::{ExchangeError, Received};
 
 /// How long a stub resolver waits for upstreams before it gets a stale answer.
 ///
@@ -29,6 +31,9 @@ const STALE_AFTER: Duration = Duration::from_millis(1800);
 
 /// How often who waits for a fresh answer looks whether the upstreams went down meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What a response that is about other names is reported as.
+const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
 
 /// What upstreams have said.
 pub(super) struct Told {
@@ -236,8 +241,8 @@ impl Resolver {
         let dns64 = zone.rewrite.dns64(query);
         // A server that drops AAAA alone must leave time for A (RFC 6147 §5.1.2).
         let patience = zone.group.timeout() / if dns64.is_some() { 2 } else { 1 };
-        let received = match zone.group.exchange_within(query, patience).await {
-            Ok(received) => self.whole(query, received.encoded, began + patience).await,
+        let received = match zone.group.exchange_within(query, patience).await.and_then(about) {
+            Ok(encoded) => self.whole(query, encoded, began + patience).await,
             Err(error) => Err(error),
         };
         let received = received.map(|told| Told {
@@ -363,5 +368,17 @@ impl Resolver {
             }
         }
         encoded
+    }
+}
+
+/// What of a response is about its question.
+pub(super) fn about(received: Received) -> Result<Encoded, ExchangeError> {
+    match bailiwick::scrub(received.encoded) {
+        Scrubbed::Sound(encoded) => Ok(encoded),
+        Scrubbed::Stray => Err(ExchangeError::Failed {
+            upstream: received.upstream,
+            rcode: Rcode::SERVFAIL,
+            ede: Some(STRAY),
+        }),
     }
 }

@@ -1,7 +1,7 @@
 //! The story of a query, from question to response. Read [`Resolver::resolve`] first.
 //!
 //! [`route`] picks who answers, [`local`] knows our own data, [`cluster`] asks the cluster zone, [`forward`] asks upstreams through the
-//! cache, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
+//! cache and keeps what `bailiwick` leaves, [`inflight`] lets identical queries share one exchange, [`alias`] follows our own CNAMEs,
 //! `stale` is what is served when nobody can be asked, [`asker`] where who asks matters, [`any`] answers ANY over UDP with little, [`rewrite`] is what a zone changes about answers (by
 //! [`dns64`], and by [`reach`] where IPv6 leads nowhere).
 //! It refuses to know sockets and wire forms: `serve` faces stub resolvers, `upstream` the others.
@@ -9,6 +9,7 @@
 pub mod alias;
 pub mod any;
 pub mod asker;
+mod bailiwick;
 pub mod cluster;
 pub mod dns64;
 pub mod error;

@@ -98,7 +98,9 @@ fn records_that_do_not_answer_the_question_are_not_handed_on() {
     });
     let daemon = Setup::towards(sink.address).start();
     for _ in 0..2 {
-        wire::udp(daemon.address(), &ask("www.example.org", qtype::A));
+        let answer = wire::udp(daemon.address(), &ask("www.example.org", qtype::A));
+        let owners: Vec<_> = answer.answers.iter().map(|record| &*record.owner).collect();
+        assert_eq!(owners, ["www.example.org."], "neither handed on nor cached");
     }
     let victim = wire::udp(daemon.address(), &ask("victim.example.net", qtype::A));
     assert!(
