@@ -32,30 +32,34 @@ type Scenario = fn(&Plan) -> io::Result<Vec<Row>>;
 const SCENARIOS: [(&str, &str, Scenario); 9] = [
     (
         "loss",
-        "30 % of all packets lost each way, unique names; share answered within",
+        "30 % of all packets lost each way, unique names; share answered within; {s} s",
         scenario::loss,
     ),
     (
         "faults",
-        "one of two upstreams fails for a third of the time and returns",
+        "one of two upstreams fails for a third of the time, at most 10 s of 30, and returns",
         faults::one_of_two,
     ),
-    ("away", "all upstreams away; 1,000 names known before, all expired", faults::all_away),
+    ("away", "all upstreams away; 1,000 names known before, all expired; {s} s", faults::all_away),
     (
         "herd",
         "1,000 stub resolvers ask for one new name at once, with different EDNS sizes",
         scenario::herd,
     ),
     ("replace", "the only endpoint replaced five times a second", faults::replaced),
-    ("cost", "unique names, nothing lost; connections not tracked, then tracked", tracking::cost),
+    (
+        "cost",
+        "unique names, nothing lost; connections not tracked, then tracked; {s} s in all",
+        tracking::cost,
+    ),
     (
         "conntrack",
-        "5,000 unique names per second, connections tracked; a pod asks the same upstream through MASQUERADE",
+        "5,000 unique names per second, connections tracked; a pod asks the same upstream through MASQUERADE; {s} s",
         tracking::conntrack,
     ),
     (
         "ports",
-        "source ports at 5,000 unique names per second, connections tracked; deviations from chance",
+        "5,000 unique names per second, connections tracked; deviations from chance; at most 15 s",
         ports::ports,
     ),
     (
@@ -100,7 +104,7 @@ fn run(plan: &Plan) -> io::Result<Vec<Table>> {
             eprintln!("upstreams: {name} is about nodens alone, which was not asked for");
             continue;
         }
-        let terms = format!("{terms}; {} s", plan.seconds);
+        let terms = terms.replace("{s}", &plan.seconds.to_string());
         tables.push(Table { scenario: (*name).to_owned(), terms, judged: plan.judge, rows });
         tables.iter().next_back().inspect(|table| print!("{}", table.text()));
         write(plan, &tables)?;

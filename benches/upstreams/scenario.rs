@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::process::{counted, query};
 use super::report::Row;
 use super::spoofer;
+use super::tracking::with_pooled;
 use super::upstream::Upstream;
 
 /// The addresses of the upstreams.
@@ -162,9 +163,9 @@ const MISMATCHED: &str = "nodens_upstream_mismatched_total";
 /// Forged responses by the million, from the upstream's address to random ports with random ids.
 pub fn spoofer(plan: &Plan) -> io::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for kind in &plan.kinds {
+    for kind in with_pooled(plan) {
         let upstreams = upstreams(1, 60)?;
-        let contender = Contender::start(*kind, &forms(&upstreams))?;
+        let contender = Contender::start(kind, &forms(&upstreams))?;
         upstreams[0].set_delay(Duration::from_millis(20));
         let (asked, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
         let name = unique("spoof");
@@ -188,14 +189,14 @@ pub fn spoofer(plan: &Plan) -> io::Result<Vec<Row>> {
             Ok(())
         })?;
         let met = match kind {
-            Kind::Nodens => {
+            Kind::Nodens | Kind::NodensPooled => {
                 counted(ADMIN.parse().map_err(io::Error::other)?, MISMATCHED)?.to_string()
             }
             _ => "-".to_owned(),
         };
         let accepted = asks.iter().filter(|ask| ask.tail == spoofer::FORGED).count();
         rows.push(
-            Row::new(*kind, "forged responses")
+            Row::new(kind, "forged responses")
                 .cell("sent", forged)
                 .cell("met a waiting query", &met)
                 .cell("accepted", accepted)
