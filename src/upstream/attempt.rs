@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Received;
+use super::candidate::Cut;
 use super::lease::NoSocket;
 use super::peer::{Heard, Peer};
 use super::pool::Kept;
@@ -64,6 +65,8 @@ pub struct Attempt<'a> {
     pub started: Instant,
     /// How the first message is written.
     pub style: Style,
+    /// Where to note that UDP has cut the response, and for which candidate.
+    cut: Option<(&'a Cut, usize)>,
 }
 
 /// What one UDP message led to.
@@ -84,7 +87,12 @@ impl<'a> Attempt<'a> {
     pub fn new(peer: Arc<Peer>, query: &'a Query, terms: Terms) -> Self {
         let started = clock::now();
         let style = peer.style(query.dnssec_ok, terms.trust_ad, started);
-        Self { peer, query, terms, started, style }
+        Self { peer, query, terms, started, style, cut: None }
+    }
+
+    /// The same, which notes in `cut` when it asks `candidate` by TCP for what UDP has cut.
+    pub fn noting(self, cut: &'a Cut, candidate: usize) -> Self {
+        Self { cut: Some((cut, candidate)), ..self }
     }
 
     /// The same for a query that the upstream was asked in vain so far.
@@ -143,6 +151,9 @@ impl<'a> Attempt<'a> {
     /// Fetches by TCP what UDP does not give.
     async fn instead(&self) -> Outcome {
         self.peer.metrics.tcp_fallbacks.inc();
+        if let Some((cut, candidate)) = self.cut {
+            cut.note(candidate);
+        }
         self.by_stream().await
     }
 

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -22,6 +23,23 @@ pub struct Candidate {
     /// It has failed or vanished for good; what it may still say is not waited for.
     pub is_out: bool,
     pub asked: u32,
+}
+
+/// Candidates, by place, that are asked by TCP for what UDP has cut: they have answered. Those of the 65th on
+/// share the places before.
+#[derive(Debug, Default)]
+pub struct Cut(AtomicU64);
+
+impl Cut {
+    /// Puts one in.
+    pub fn note(&self, candidate: usize) {
+        self.0.fetch_or(1 << (candidate & 63), Ordering::Relaxed);
+    }
+
+    /// Tells whether one is in.
+    pub fn has(&self, candidate: usize) -> bool {
+        self.0.load(Ordering::Relaxed) & 1 << (candidate & 63) != 0
+    }
 }
 
 /// The upstreams of an exchange; one is the usual case, which needs no allocation.
@@ -69,13 +87,18 @@ impl Candidates {
     }
 
     /// Who gets a retransmission of `class`: who was asked least, of those with room, and hardly those that are
-    /// down. `has_query` tells whether one is waited for.
-    pub fn next(&self, class: PortClass, has_query: impl Fn(usize) -> bool) -> Option<usize> {
+    /// down. `has_query` tells whether one is waited for, `cut` whether it is by TCP for what UDP has cut.
+    pub fn next(
+        &self,
+        class: PortClass,
+        has_query: impl Fn(usize) -> bool,
+        cut: &Cut,
+    ) -> Option<usize> {
         // A stream that has the query already loses nothing.
         let may_ask = |index: &usize| {
             let known = &self.0[*index];
             let is_stream = known.peer.upstream.transport != Transport::Udp;
-            !(known.is_out || is_stream && has_query(*index))
+            !(known.is_out || (is_stream || cut.has(*index)) && has_query(*index))
         };
         (0..self.0.len()).filter(may_ask).min_by_key(|&index| {
             let Candidate { peer, asked, .. } = &self.0[index];

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome};
-use super::candidate::Candidates;
+use super::candidate::{Candidates, Cut};
 use super::endpoints::Moved;
 use super::health::Standing;
 use super::ports::PortClass;
@@ -75,13 +75,15 @@ struct Exchange<'a> {
     // One is the usual case, which needs no allocation.
     running: SmallVec<[Running<'a>; 1]>,
     failure: Option<ExchangeError>,
+    cut: &'a Cut,
 }
 
 /// Runs one exchange of `group` for at most `limit`.
 pub async fn run(group: &Group, query: &Query, limit: Duration) -> Result<Received, ExchangeError> {
     // Before the members are read, so that no change falls between.
     let mut moved = group.moved();
-    let mut exchange = Exchange::new(group, query, limit)?;
+    let cut = Cut::default();
+    let mut exchange = Exchange::new(group, query, limit, &cut)?;
     let mut first = std::pin::pin!(exchange.begin().map(Attempt::run));
     let mut timer = std::pin::pin!(tokio::time::sleep_until(exchange.next_timer().into()));
     loop {
@@ -108,7 +110,12 @@ pub async fn run(group: &Group, query: &Query, limit: Duration) -> Result<Receiv
 
 impl<'a> Exchange<'a> {
     /// An exchange with the group's upstreams in the order of this moment.
-    fn new(group: &'a Group, query: &'a Query, limit: Duration) -> Result<Self, ExchangeError> {
+    fn new(
+        group: &'a Group,
+        query: &'a Query,
+        limit: Duration,
+        cut: &'a Cut,
+    ) -> Result<Self, ExchangeError> {
         let members = group.members.load();
         let started = clock::now();
         let candidates = Candidates::order(&members, started);
@@ -134,6 +141,7 @@ impl<'a> Exchange<'a> {
             candidates,
             running: SmallVec::new(),
             failure: None,
+            cut,
         })
     }
 
@@ -151,6 +159,7 @@ impl<'a> Exchange<'a> {
         let candidate = self.candidates.at_mut(index);
         candidate.asked += 1;
         let attempt = Attempt::new(Arc::clone(&candidate.peer), self.query, self.group.terms);
+        let attempt = attempt.noting(self.cut, index);
         let attempt = if candidate.asked > 1 { attempt.again() } else { attempt };
         let (floor, ceiling) = self.group.retransmit;
         self.wait = candidate.peer.patience(floor.max(MIN_WAIT), ceiling);
@@ -328,7 +337,7 @@ impl<'a> Exchange<'a> {
         let wait = if is_late { (self.wait * 2).min(MAX_WAIT) } else { self.wait };
         let running = &self.running;
         let has_query = |index| running.iter().any(|running| running.candidate == index);
-        let Some(next) = self.candidates.next(class, has_query) else {
+        let Some(next) = self.candidates.next(class, has_query, self.cut) else {
             self.again_at = self.deadline;
             return;
         };
@@ -373,7 +382,8 @@ impl<'a> Exchange<'a> {
     /// Tells the upstreams' health which attempts have waited long enough, once each.
     fn report_silence(&mut self) {
         let now = clock::now();
-        for running in self.running.iter_mut().filter(|running| !running.reported) {
+        let is_silent = |of: &&mut Running<'_>| !of.reported && !self.cut.has(of.candidate);
+        for running in self.running.iter_mut().filter(is_silent) {
             running.reported = true;
             let peer = &self.candidates.at(running.candidate).peer;
             peer.on_unanswered(running.style, self.query, now);

@@ -44,6 +44,32 @@ async fn what_comes_by_tcp_where_udp_cut_says_nothing_of_the_distance_by_udp() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_has_cut_its_response_is_not_asked_again_while_tcp_takes_its_time() {
+    let one = Scripted::start(|seen| match seen.by_tcp {
+        true => [vec![Act::Wait(600 * MS)], well_behaved(seen)].concat(),
+        false => send(message::truncated)(seen),
+    })
+    .await;
+    let (upstreams, metrics) = upstreams();
+    let zone = Forward { timeout: Duration::from_secs(8), ..eager() };
+    let group = upstreams.group(&zone, &[udp(&one)]);
+    let mut sent = 0;
+    // On a busy machine the cut response may be later than a retransmission, not every time.
+    for n in 0..3 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+        sent = one.count() - sent;
+        if sent == 2 {
+            break;
+        }
+        sent = one.count();
+    }
+    assert_eq!(sent, 2, "once by UDP, once by TCP");
+    let timeouts = metrics.upstream(&one.address.to_string()).timeouts.get();
+    assert!(timeouts <= 6, "{timeouts}: it has answered each time");
+}
+
+#[tokio::test]
 async fn many_queries_share_one_tcp_connection_and_come_back_in_any_order() {
     let one = Scripted::start(|seen| {
         let wait = Act::Wait(MS * u32::from(seen.id() % 32));
