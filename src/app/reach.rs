@@ -30,7 +30,11 @@ pub async fn watch(resolver: Arc<Resolver>, reach: Arc<Reach>) {
         ticks.tick().await;
         let routes = resolver.routes();
         if routes.zones().any(|zone| zone.rewrite.settings().aaaa == Aaaa::Auto) {
+            let had_ipv6 = reach.has_ipv6();
             note(&reach);
+            if had_ipv6 && !reach.has_ipv6() {
+                resolver.forget_ipv6();
+            }
         }
     }
 }

@@ -104,6 +104,12 @@ impl Key {
         self.bytes.last().is_some_and(|flags| flags & FAILURE != 0)
     }
 
+    /// The question's type.
+    pub fn qtype(&self) -> Qtype {
+        let at = self.bytes.len().saturating_sub(TAIL);
+        Qtype(wire::u16_at(&self.bytes, at).unwrap_or_default())
+    }
+
     /// Bytes that the key owns on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.bytes.len()

@@ -212,7 +212,12 @@ impl Cache {
 
     /// Removes every remembered failure: other upstreams may do better.
     pub fn forget_failures(&self) {
-        for key in self.store.keys(Key::is_failure) {
+        self.forget(Key::is_failure);
+    }
+
+    /// Removes what lies under every key for which `is_such`.
+    pub fn forget(&self, is_such: impl Fn(&Key) -> bool) {
+        for key in self.store.keys(is_such) {
             self.store.remove(&key);
         }
     }

@@ -27,6 +27,7 @@ impl EdeCode {
     pub const NO_REACHABLE_AUTHORITY: Self = Self(22);
     pub const NETWORK_ERROR: Self = Self(23);
     pub const INVALID_DATA: Self = Self(24);
+    pub const INVALID_QTYPE: Self = Self(30);
 }
 
 /// One extended error: a code and a text for people (UTF-8, at most 120 bytes).
@@ -89,6 +90,7 @@ impl fmt::Display for EdeCode {
             22 => "No Reachable Authority",
             23 => "Network Error",
             24 => "Invalid Data",
+            30 => "Invalid Query Type",
             code => return write!(f, "EDE{code}"),
         };
         f.write_str(name)

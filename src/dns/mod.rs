@@ -57,6 +57,7 @@ impl Qtype {
     pub const NSEC3: Self = Self(50);
     pub const SVCB: Self = Self(64);
     pub const HTTPS: Self = Self(65);
+    pub const NXNAME: Self = Self(128);
     pub const TKEY: Self = Self(249);
     pub const TSIG: Self = Self(250);
     pub const IXFR: Self = Self(251);

@@ -18,6 +18,9 @@ pub enum ResolveError {
     Class,
     #[error("the qtype is no data type")]
     MetaType,
+    /// NXNAME, which only proofs hold (RFC 9824).
+    #[error("the qtype may not be asked for")]
+    Nxname,
     #[error("recursion is not desired and nothing is cached")]
     NotRecursive,
     #[error("a probe of our own came back")]
@@ -47,7 +50,9 @@ impl ResolveError {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Transfer | Self::Class | Self::MetaType | Self::NotRecursive => Fault::Stub,
+            Self::Transfer | Self::Class | Self::MetaType | Self::Nxname | Self::NotRecursive => {
+                Fault::Stub
+            }
             Self::Exchange(error) => match **error {
                 ExchangeError::NoUpstream | ExchangeError::Overloaded { .. } => Fault::Us,
                 _ => Fault::Upstream,
@@ -62,6 +67,7 @@ impl ResolveError {
         match self {
             Self::Transfer | Self::Class | Self::NotRecursive | Self::OwnProbe => Rcode::REFUSED,
             Self::MetaType => Rcode::NOTIMP,
+            Self::Nxname => Rcode::FORMERR,
             Self::Remembered { rcode, .. } => *rcode,
             // An upstream's REFUSED or FORMERR is between it and us: the name did not resolve.
             _ => Rcode::SERVFAIL,
@@ -75,6 +81,7 @@ impl ResolveError {
             Self::Transfer => fixed(EdeCode::PROHIBITED, "no zone transfers"),
             Self::Class => fixed(EdeCode::NOT_SUPPORTED, "class not served"),
             Self::MetaType => fixed(EdeCode::NOT_SUPPORTED, "qtype not served"),
+            Self::Nxname => fixed(EdeCode::INVALID_QTYPE, "qtype may not be asked for"),
             Self::NotRecursive => {
                 fixed(EdeCode::NOT_AUTHORITATIVE, "not cached, and recursion is not desired")
             }
@@ -114,7 +121,7 @@ fn exchange_ede(error: &ExchangeError) -> Ede {
 ///
 /// # Errors
 /// `Transfer` for AXFR and IXFR, `Class` for classes other than IN and CH, `MetaType` for types that
-/// only ever stand in other places of a message.
+/// only ever stand in other places of a message, `Nxname` for the one that is no type of data either.
 pub fn refuse(query: &Query) -> Result<(), ResolveError> {
     if query.qtype.is_transfer() {
         return Err(ResolveError::Transfer);
@@ -122,6 +129,9 @@ pub fn refuse(query: &Query) -> Result<(), ResolveError> {
     let meta = [Qtype::OPT, Qtype::TKEY, Qtype::TSIG, Qtype::MAILA, Qtype::MAILB, Qtype(0)];
     if meta.contains(&query.qtype) {
         return Err(ResolveError::MetaType);
+    }
+    if query.qtype == Qtype::NXNAME {
+        return Err(ResolveError::Nxname);
     }
     match query.qclass {
         Qclass::IN | Qclass::CH => Ok(()),

@@ -35,10 +35,12 @@ use self::local::LocalAnswer;
 use self::route::ForwardZone;
 use self::route::{Route, Routes};
 use crate::cache::entry::Entry;
-use crate::cache::key::KeyBuffer;
+use crate::cache::key::{KeyBuffer, Lookup};
 use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::cluster::Cluster;
+use crate::config::Aaaa;
+use crate::dns::name::Name;
 use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
 use crate::dns::{Qclass, Qtype};
@@ -213,7 +215,9 @@ impl Resolver {
             return;
         }
         let routes = self.routes.load_full();
-        if let Route::Forward(zone) = routes.route(&query.qname) {
+        if let Route::Forward(zone) = routes.route(&query.qname)
+            && zone.rewrite.own_answer(&query).is_none()
+        {
             self.metrics.cache.prefetches.inc();
             zone.group.counters().prefetches.inc();
             let (this, zone) = (Arc::clone(self), Arc::clone(zone));
@@ -221,6 +225,18 @@ impl Resolver {
             let query = Query { recursion_desired: true, ..query };
             tokio::spawn(async move { this.renew(&query, &zone).await });
         }
+    }
+
+    /// Drops the IPv6 addresses of zones that give none out while IPv6 leads nowhere: it does not any more.
+    pub fn forget_ipv6(&self) {
+        let routes = self.routes();
+        self.cache.forget(|key| {
+            let zone_is_auto = || match routes.route(&Name::from_wire(key.qname())?) {
+                Route::Forward(zone) => Some(zone.rewrite.settings().aaaa == Aaaa::Auto),
+                _ => None,
+            };
+            key.qtype() == Qtype::AAAA && zone_is_auto().unwrap_or_default()
+        });
     }
 
     /// What the cache holds for `query`, fresh, without asking anybody.

@@ -30,6 +30,16 @@ async fn aaaa_auto_follows_the_routes_of_the_node_within_seconds() {
     skip(10 * SECOND).await;
     let (_, answer) = stage.answer("example.org", Qtype::AAAA).await;
     assert_eq!(answer, ["example.org. AAAA 2001:db8::1"]);
+    // And back, whatever the TTL of what is cached; a renewal that was claimed before brings nothing back.
+    assert!(stage.reach.set_node(false));
+    stage.resolver.forget_ipv6();
+    let sent = stage.upstream.count();
+    stage.resolver.prefetch(query("example.org", Qtype::AAAA));
+    for _ in 0..2 {
+        assert_eq!(stage.answer("example.org", Qtype::AAAA).await, (Rcode::NOERROR, vec![]));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(stage.upstream.count(), sent);
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ async fn what_no_cache_answers_is_refused_by_its_kind() {
         (Qtype::IXFR, Rcode::REFUSED),
         (Qtype::TKEY, Rcode::NOTIMP),
         (Qtype::OPT, Rcode::NOTIMP),
+        (Qtype::NXNAME, Rcode::FORMERR),
     ] {
         let error = stage.ask("example.org", qtype).await.expect_err("refused");
         assert_eq!(error.rcode(), rcode, "{qtype}");
