@@ -237,8 +237,11 @@ struct Tallies {
     counters: Vec<Arc<Counters>>,
 }
 
-/// Upstreams told apart; resolv.conf may name ever new ones over the years.
+/// Upstreams told apart at one time.
 const UPSTREAMS: usize = 256;
+
+/// The form of all others.
+const OTHER: &str = "other";
 
 impl Metrics {
     /// A fresh set, nothing counted.
@@ -279,13 +282,18 @@ impl Metrics {
         ZoneId(place as u16)
     }
 
-    /// The counters of one upstream; the same form gives the same counters. After 255 forms all
+    /// The counters of one upstream; the same form gives the same counters. Beyond 255 forms at one time all
     /// share one, "other".
     pub fn upstream(&self, form: &str) -> UpstreamMetrics {
         let mut upstreams = locked(&self.upstreams);
         let is_full = upstreams.len() + 1 >= UPSTREAMS && !upstreams.contains_key(form);
-        let form = if is_full { "other" } else { form };
+        let form = if is_full { OTHER } else { form };
         upstreams.entry(form.to_owned()).or_default().clone()
+    }
+
+    /// Forgets the counters of upstreams that nobody asks any more: those whose forms `is_known` does not know.
+    pub fn keep_upstreams(&self, is_known: impl Fn(&str) -> bool) {
+        locked(&self.upstreams).retain(|form, _| form == OTHER || is_known(form));
     }
 
     /// The whole set in Prometheus's text form (OpenMetrics).

@@ -587,5 +587,10 @@ mod tests {
         assert!(locked(&metrics.upstreams).len() <= super::super::UPSTREAMS);
         assert!(metrics.upstream("other").queries.get() > 700);
         assert_eq!(metrics.upstream("192.0.2.1:5").queries.get(), 1);
+        metrics.keep_upstreams(|form| form == "192.0.2.1:5");
+        metrics.upstream("192.0.2.2:5").queries.inc();
+        assert_eq!(locked(&metrics.upstreams).len(), 3, "room for others again");
+        assert_eq!(metrics.upstream("192.0.2.1:5").queries.get(), 1);
+        assert!(metrics.upstream("other").queries.get() > 700);
     }
 }

@@ -22,6 +22,8 @@ pub struct Candidate {
     pub peer: Arc<Peer>,
     /// It has failed or vanished for good; what it may still say is not waited for.
     pub is_out: bool,
+    /// It is out because nobody listened there.
+    has_refused: bool,
     pub asked: u32,
 }
 
@@ -72,11 +74,21 @@ impl Candidates {
         }
     }
 
-    /// Takes those in again that may be about to restart; tells whether there are any.
-    pub fn await_restart(&mut self, now: Instant) -> bool {
-        let restarts = self.0.iter_mut().filter(|known| known.peer.is_restarting(now));
-        restarts.fold(false, |_, known| {
-            known.is_out = false;
+    /// Notes that an attempt at one has failed; `is_out`: no other is under way there.
+    pub fn fail(&mut self, index: usize, is_out: bool) {
+        let known = &mut self.0[index];
+        known.is_out = is_out;
+        known.has_refused = known.peer.standing() == Standing::Down;
+    }
+
+    /// Takes those in again that have refused and are back, or may be about to restart; tells whether there are any.
+    pub fn readmit(&mut self, now: Instant) -> bool {
+        let returns = |known: &&mut Candidate| {
+            let Candidate { peer, has_refused, .. } = &**known;
+            *has_refused && (peer.is_restarting(now) || peer.standing() != Standing::Down)
+        };
+        self.0.iter_mut().filter(returns).fold(false, |_, known| {
+            known.is_out = known.peer.is_gone();
             true
         })
     }
@@ -132,6 +144,6 @@ impl Candidates {
 impl Candidate {
     /// One that was not asked yet.
     fn new(peer: &Arc<Peer>) -> Self {
-        Self { peer: Arc::clone(peer), is_out: false, asked: 0 }
+        Self { peer: Arc::clone(peer), is_out: false, has_refused: false, asked: 0 }
     }
 }

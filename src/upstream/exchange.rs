@@ -243,7 +243,7 @@ impl<'a> Exchange<'a> {
             self.running.retain(|other| other.candidate != index);
         }
         let is_out = self.running.iter().all(|other| other.candidate != index);
-        self.candidates.at_mut(index).is_out = is_out;
+        self.candidates.fail(index, is_out);
         if let Some(next) = self.candidates.untried()
             && self.is_allowed(next)
         {
@@ -278,7 +278,7 @@ impl<'a> Exchange<'a> {
     /// may be restarting, or the next endpoint on its way.
     fn wait_for_anybody(&mut self) -> bool {
         let now = clock::now();
-        let restarts = self.candidates.await_restart(now);
+        let restarts = self.candidates.readmit(now);
         if restarts || self.group.is_moving() {
             self.wait_for_upstreams();
         }
@@ -335,6 +335,7 @@ impl<'a> Exchange<'a> {
         let (now, class) = (clock::now(), PortClass::of_qtype(self.query.qtype));
         let is_late = now.saturating_duration_since(self.started) >= STEADY;
         let wait = if is_late { (self.wait * 2).min(MAX_WAIT) } else { self.wait };
+        self.candidates.readmit(now);
         let running = &self.running;
         let has_query = |index| running.iter().any(|running| running.candidate == index);
         let Some(next) = self.candidates.next(class, has_query, self.cut) else {

@@ -130,6 +130,11 @@ impl Health {
         self.measured.is_none_or(|at| now.saturating_duration_since(at) >= MEASURE_AGE)
     }
 
+    /// Tells whether the present silence began by then.
+    pub fn is_silent_since(&self, at: Instant) -> bool {
+        self.silent_since.is_some_and(|since| since <= at)
+    }
+
     /// Tells whether it has only just begun to say that nobody listens.
     pub fn is_restarting(&self, now: Instant) -> bool {
         self.refused_since.is_some_and(|since| now.saturating_duration_since(since) < RESTART)

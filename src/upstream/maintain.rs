@@ -1,6 +1,7 @@
 //! What goes on in the background: upstreams that are not well are probed, loops are looked for,
 //! and what idles is closed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,9 @@ const LOOPS_EVERY_WHILE_LOOPING: Duration = Duration::from_secs(5);
 
 /// How long a probe may take; a query that comes back does so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often is looked whether an upstream has vanished that a probe waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How probes are sent.
 const TERMS: Terms = Terms { ports: PortPolicy::PerQuery, trust_ad: false };
@@ -86,24 +90,44 @@ impl Upstreams {
             peer.pool.sweep(now);
             peer.connections.sweep(now);
         }
-        self.peers().retain(|_, known| {
+        let mut peers = self.peers();
+        let before = peers.len();
+        peers.retain(|_, known| {
             // One is the registry's own.
             if Arc::strong_count(&known.peer) > 1 {
                 known.named = now;
             }
             now.saturating_duration_since(known.named) < FORGET_AFTER
         });
+        if peers.len() < before {
+            let forms: HashSet<_> = peers.values().map(|known| &*known.peer.form).collect();
+            self.metrics.keep_upstreams(|form| forms.contains(form));
+        }
     }
 }
 
-/// Asks an upstream that is not well; whatever it says is taken in by the attempt.
+/// Asks an upstream that is not well; whatever it says is taken in by the attempt, and its silence here: those
+/// who ask may all have gone elsewhere.
 async fn probe_health(peer: &Arc<Peer>, query: &Query) {
-    if peer.is_gone() {
-        return;
+    let attempt = Attempt::new(Arc::clone(peer), query, TERMS);
+    let (style, started, mut left) = (attempt.style, attempt.started, PATIENCE);
+    let mut attempt = std::pin::pin!(attempt.run());
+    let outcome = loop {
+        // One that has vanished gets nothing more.
+        if peer.is_gone() {
+            return;
+        }
+        match tokio::time::timeout(LOOK_EVERY, attempt.as_mut()).await {
+            Err(_) if left.is_zero() => break None,
+            Err(_) => left = left.saturating_sub(LOOK_EVERY),
+            Ok(outcome) => break Some(outcome),
+        }
+    };
+    // It may have spoken since.
+    if outcome.is_none() && peer.is_silent_since(started) {
+        peer.on_unanswered(style, query, clock::now());
     }
-    let attempt = Attempt::new(Arc::clone(peer), query, TERMS).run();
-    let outcome = tokio::time::timeout(PATIENCE, attempt).await;
-    if !matches!(outcome, Ok(Outcome::Answered(_) | Outcome::Failed { .. })) {
+    if !matches!(outcome, Some(Outcome::Answered(_) | Outcome::Failed { .. })) {
         peer.metrics.probe_failures.inc();
     }
 }

@@ -138,6 +138,11 @@ impl Peer {
         self.has_answered() && !self.is_gone() && self.learned().health.is_restarting(now)
     }
 
+    /// Tells whether it was silent at that moment and has been ever since.
+    pub fn is_silent_since(&self, at: Instant) -> bool {
+        self.learned().health.is_silent_since(at)
+    }
+
     /// Exchanges in flight, all classes together.
     pub fn in_flight(&self) -> usize {
         self.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum()

@@ -225,3 +225,47 @@ async fn a_query_that_is_a_second_old_still_waits_for_the_next_endpoint() {
     upstreams.set_endpoints(&source, &[new.address]);
     asking.await.expect("no panic").expect("an answer");
 }
+
+#[tokio::test]
+async fn one_that_hangs_is_down_although_all_queries_go_elsewhere() {
+    let (hung, alive) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let (upstreams, metrics) = upstreams();
+    let _rounds = rounds(&upstreams);
+    let group = upstreams.group(&eager(), &[udp(&hung), udp(&alive)]);
+    let down = |one: &Scripted| metrics.upstream(&one.address.to_string()).down.get();
+    let began = Instant::now();
+    for n in 0.. {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+        if down(&hung) == 1 || began.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+        tokio::time::sleep(200 * MS).await;
+    }
+    assert_eq!((down(&hung), down(&alive)), (1, 0));
+}
+
+#[tokio::test]
+async fn an_upstream_that_restarts_is_asked_again_although_the_other_hangs() {
+    let (hung, one) = (Scripted::start(well_behaved).await, Scripted::start(well_behaved).await);
+    let (upstreams, _) = upstreams();
+    let zone = Forward { timeout: Duration::from_secs(10), ..eager() };
+    let group = upstreams.group(&zone, &[udp(&hung), udp(&one)]);
+    // Each has answered once at least: the new one is nearest.
+    for n in 0..10 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+    assert!(hung.count() > 0 && one.count() > 0);
+    hung.behave(silent);
+    let address = one.address;
+    drop(one);
+    tokio::time::sleep(50 * MS).await;
+    let asking = {
+        let group = Arc::clone(&group);
+        tokio::spawn(async move { group.exchange(&query("example.org", Qtype::A)).await })
+    };
+    tokio::time::sleep(500 * MS).await;
+    let _back = Scripted::start_at(address, well_behaved).await;
+    asking.await.expect("no panic").expect("an answer");
+}
