@@ -3,7 +3,9 @@
 //! An attempt never times out by itself; whoever waits drops it. Truncated responses are fetched
 //! again by TCP and a refusal of EDNS is met without it, both inside the same attempt.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,17 @@ pub struct Attempt<'a> {
     cut: Option<(&'a Cut, usize)>,
 }
 
+/// An attempt under way.
+pub struct Running<'a> {
+    /// Whom it asks.
+    pub candidate: usize,
+    pub style: Style,
+    /// Its silence was reported to the upstream's health.
+    pub reported: bool,
+    /// `None` for the first attempt, mostly the only one: it needs no allocation, the exchange holds it.
+    pub outcome: Option<Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>>,
+}
+
 /// What one UDP message led to.
 enum Step {
     Done(Outcome),
@@ -78,6 +91,8 @@ enum Step {
     WithEdns,
     /// Fetch the whole by TCP.
     ByTcp,
+    /// The tuple was found by a forger.
+    Forged,
     /// No port of the class is free.
     NoPort,
 }
@@ -120,6 +135,7 @@ impl<'a> Attempt<'a> {
             Step::Done(outcome) => outcome,
             Step::NoPort => Box::pin(self.overflow()).await,
             Step::ByTcp => Box::pin(self.instead()).await,
+            Step::Forged => Box::pin(self.past_forgers()).await,
             Step::WithEdns => Box::pin(self.with_edns(class)).await,
             Step::WithoutEdns => Box::pin(self.without_edns(class)).await,
         }
@@ -131,6 +147,7 @@ impl<'a> Attempt<'a> {
         let outcome = match self.by_udp(class, style).await {
             Step::Done(outcome) => outcome,
             Step::ByTcp | Step::WithEdns | Step::WithoutEdns => Box::pin(self.instead()).await,
+            Step::Forged => Box::pin(self.past_forgers()).await,
             Step::NoPort => Box::pin(self.overflow()).await,
         };
         if matches!(outcome, Outcome::Answered(_)) {
@@ -144,7 +161,18 @@ impl<'a> Attempt<'a> {
         match self.by_udp(class, Style { edns: true, ..self.style }).await {
             Step::Done(outcome) => outcome,
             Step::NoPort => Box::pin(self.overflow()).await,
+            Step::Forged => Box::pin(self.past_forgers()).await,
             Step::ByTcp | Step::WithEdns | Step::WithoutEdns => Box::pin(self.instead()).await,
+        }
+    }
+
+    /// Asks by TCP, where nobody can guess. Where TCP leads nowhere the message counts as lost: what it was
+    /// asked for is asked again from another port, as after silence.
+    async fn past_forgers(&self) -> Outcome {
+        self.peer.metrics.tcp_fallbacks.inc();
+        match self.by_stream().await {
+            Outcome::Unreachable(_) | Outcome::Overloaded => std::future::pending().await,
+            outcome => outcome,
         }
     }
 
@@ -192,7 +220,7 @@ impl<'a> Attempt<'a> {
             }
         }
         tracing::debug!(upstream = %self.peer.form, "forged responses: asking by TCP instead");
-        Step::ByTcp
+        Step::Forged
     }
 
     /// A socket as the policy says.
@@ -296,7 +324,9 @@ impl<'a> Attempt<'a> {
                 }
                 Step::WithoutEdns => (is_refused, style) = (true, self.stream_style(false)),
                 // A stream's judge gives none of these.
-                Step::ByTcp | Step::WithEdns | Step::NoPort => return Outcome::Overloaded,
+                Step::ByTcp | Step::Forged | Step::WithEdns | Step::NoPort => {
+                    return Outcome::Overloaded;
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Many queries are on it at once; each listens until something answers it. What does not is counted
 //! and waited past, as by UDP.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use hickory_resolver::net::{DnsHandle, NetError};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::dial::{self, Dial, MAX_ACTIVE, Runtime};
+use super::lease::NoSocket;
 use super::verify::Verdict;
 use crate::clock;
 use crate::config::Transport;
@@ -28,7 +30,7 @@ const MAX_STRANGE: usize = 64;
 /// Why a query got no response from a connection.
 #[derive(Clone, Debug)]
 pub enum Lost {
-    /// There is no room for the connection.
+    /// There is no room for the connection, or no descriptor.
     Full,
     /// It could not be made.
     NotMade(Arc<str>),
@@ -47,7 +49,7 @@ pub struct Heard {
 }
 
 /// What came of connecting, and when.
-type Made = Result<(DnsExchange<Runtime>, Instant), Arc<str>>;
+type Made = Result<(DnsExchange<Runtime>, Instant), Lost>;
 
 /// One connection, or one that is being made.
 pub struct Connection {
@@ -72,7 +74,7 @@ impl Connection {
                 () = told.closed() => return,
             };
             let made = result.map(|exchange| (exchange, clock::now()));
-            told.send_replace(Some(made.map_err(|error| error.to_string().into())));
+            told.send_replace(Some(made.map_err(|error| not_made(&error))));
         });
         let heard = Mutex::new(clock::now());
         Self { made, in_flight: AtomicUsize::new(0), heard, is_https, _place: place }
@@ -120,7 +122,7 @@ impl Connection {
         let told = made.wait_for(Option::is_some).await;
         match told.as_deref() {
             Ok(Some(Ok((exchange, _)))) => Ok(exchange.clone()),
-            Ok(Some(Err(reason))) => Err(Lost::NotMade(Arc::clone(reason))),
+            Ok(Some(Err(lost))) => Err(lost.clone()),
             // Its task was ended.
             Ok(None) | Err(_) => Err(Lost::NotMade("connecting was given up".into())),
         }
@@ -174,6 +176,15 @@ impl Connection {
     }
 }
 
+/// Why a connection could not be made: a lack of our own says nothing of the upstream.
+fn not_made(error: &NetError) -> Lost {
+    let code = if let NetError::Io(error) = error { error.raw_os_error() } else { None };
+    match code.map(io::Error::from_raw_os_error).map(NoSocket::from) {
+        Some(NoSocket::Shortage) => Lost::Full,
+        _ => Lost::NotMade(error.to_string().into()),
+    }
+}
+
 /// One query on a connection.
 pub struct Seat(Arc<Connection>);
 
@@ -196,5 +207,18 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_we_have_no_descriptor_left_is_not_held_against_the_upstream() {
+        let of = |code| not_made(&NetError::from(io::Error::from_raw_os_error(code)));
+        let (no_descriptor, refused) = (24, 111);
+        assert!(matches!(of(no_descriptor), Lost::Full));
+        assert!(matches!(of(refused), Lost::NotMade(_)));
     }
 }

@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use tokio::time::Sleep;
 
-use super::attempt::{Attempt, Outcome};
+use super::attempt::{Attempt, Outcome, Running};
 use super::candidate::{Candidates, Cut};
 use super::endpoints::Moved;
 use super::health::Standing;
 use super::ports::PortClass;
-use super::verify::Style;
 use super::{ExchangeError, Group, Received};
 use crate::clock;
 use crate::dns::query::Query;
@@ -39,16 +38,6 @@ const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The wait before an upstream is asked again that may be restarting, or that the budget spares.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
-
-/// An attempt under way.
-struct Running<'a> {
-    candidate: usize,
-    style: Style,
-    /// Its silence was reported to the upstream's health.
-    reported: bool,
-    /// `None` for the first attempt, mostly the only one: it needs no allocation, [`run`] holds it.
-    outcome: Option<Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>>,
-}
 
 /// What happens next.
 enum Event {

@@ -93,3 +93,17 @@ async fn ten_thousand_forged_responses_are_worth_nothing() {
     assert_eq!(ignored, 6_400, "after 64 on one tuple the query goes by TCP");
     assert_eq!(one.seen().iter().filter(|seen| seen.by_tcp).count(), 100);
 }
+
+#[tokio::test]
+async fn a_flood_of_forgeries_is_no_failure_of_an_upstream_without_tcp() {
+    // Its TCP accepts and closes.
+    let one = Scripted::start(|seen| match (seen.by_tcp, seen.index) {
+        (true, _) => vec![Act::Close],
+        (false, 0) => vec![Act::Send(b"garbage".to_vec()); 100],
+        (false, _) => well_behaved(seen),
+    })
+    .await;
+    let group = group(&[&one]);
+    group.exchange(&query("example.org", Qtype::A)).await.expect("by another port");
+    assert!(!group.is_down());
+}

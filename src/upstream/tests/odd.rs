@@ -169,6 +169,21 @@ async fn tc_with_nothing_in_it_by_udp_and_tcp_is_a_failure_and_taken_elsewhere()
 }
 
 #[tokio::test]
+async fn tc_in_a_header_alone_is_followed_by_tcp() {
+    let one = Scripted::start(|seen| match seen.by_tcp {
+        true => well_behaved(seen),
+        false => {
+            let mut cut = message::header(&seen.wire, Rcode::NOERROR);
+            cut[2] |= 2;
+            vec![Act::Send(cut)]
+        }
+    })
+    .await;
+    group(&[&one]).exchange(&query("example.org", Qtype::A)).await.expect("an answer");
+    assert_eq!(one.seen().iter().map(|seen| seen.by_tcp).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test]
 async fn an_upstream_that_closes_after_a_few_answers_gets_the_rest_of_the_queries_again() {
     for few in [1, 3] {
         let one = Scripted::start(move |seen| {

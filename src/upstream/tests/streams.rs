@@ -366,3 +366,26 @@ async fn connections_to_an_endpoint_that_has_vanished_are_closed_at_once_with_wh
     outcome.expect("nobody listens to it any more");
     assert_eq!(peer.standing(), crate::upstream::Standing::Well, "that it is gone is no failure");
 }
+
+#[tokio::test]
+async fn an_upstream_without_udp_that_fell_silent_comes_back_by_probes_alone() {
+    let one = Scripted::start(well_behaved).await;
+    let upstreams = upstreams().0;
+    let group = upstreams.group(&forward(), &[tcp(&one)]);
+    let maintenance = tokio::spawn(Arc::clone(&upstreams).maintain());
+    let asked = query("example.org", Qtype::A);
+    group.exchange(&asked).await.expect("an answer");
+    one.behave(silent);
+    while !group.is_down() {
+        let many = std::iter::repeat_with(|| group.exchange(&asked)).take(5);
+        assert!(futures_util::future::join_all(many).await.iter().all(Result::is_err));
+    }
+    one.behave(well_behaved);
+    let back = async {
+        while group.is_down() {
+            tokio::time::sleep(10 * MS).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), back).await.expect("it is back");
+    maintenance.abort();
+}
