@@ -63,6 +63,11 @@ impl Index {
         }
     }
 
+    /// Tells whether exactly this entry is under its key.
+    pub fn holds(&self, key: &Key, entry: &Arc<Entry>) -> bool {
+        read(self.shard(key)).get(key).is_some_and(|held| Arc::ptr_eq(held, entry))
+    }
+
     /// Takes out whatever is under a key.
     pub fn take(&self, key: &Key) {
         let taken = write(self.shard(key)).remove(key);
@@ -87,6 +92,11 @@ impl Index {
             keys.extend(read(shard).iter().filter(touched).map(|(key, _)| key.clone()));
             keys.drain(..).for_each(|key| visit(&key));
         }
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| read(shard).len()).sum()
     }
 
     /// The keys for which `holds`, gathered under one shard's read lock at a time.

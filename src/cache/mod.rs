@@ -203,10 +203,8 @@ impl Cache {
         self.epochs.begin_flush();
         let within = |key: &Key| suffixes(key.qname()).any(|suffix| suffix == name.as_wire());
         let doomed = self.store.keys(within);
-        for key in &doomed {
-            self.epochs.bump(key.qname());
-            self.store.remove(key);
-        }
+        doomed.iter().for_each(|key| self.epochs.bump(key.qname()));
+        self.store.remove_all(&doomed);
         doomed.len()
     }
 
@@ -217,9 +215,7 @@ impl Cache {
 
     /// Removes what lies under every key for which `is_such`.
     pub fn forget(&self, is_such: impl Fn(&Key) -> bool) {
-        for key in self.store.keys(is_such) {
-            self.store.remove(&key);
-        }
+        self.store.remove_all(&self.store.keys(is_such));
     }
 
     /// Applies pending inserts and evictions, tells the store what was read, refreshes the gauges.

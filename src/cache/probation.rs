@@ -87,10 +87,16 @@ impl Probation {
         is_known
     }
 
-    /// Entries here and their bytes.
-    pub fn fill(&self) -> (u64, u64) {
-        let line = self.line();
-        (line.held.len() as u64, line.bytes)
+    /// Lets go of those that do not `stay`.
+    pub fn retain(&self, stay: impl Fn(&Key, &Arc<Entry>) -> bool) {
+        let mut line = self.line();
+        line.held.retain(|(key, entry, _)| stay(key, entry));
+        line.bytes = line.held.iter().map(|held| u64::from(held.2)).sum();
+    }
+
+    /// Bytes of the entries here.
+    pub fn bytes(&self) -> u64 {
+        self.line().bytes
     }
 
     /// Locks the line, which nobody leaves half changed.
