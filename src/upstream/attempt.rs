@@ -150,8 +150,10 @@ impl<'a> Attempt<'a> {
             Step::Forged => Box::pin(self.past_forgers()).await,
             Step::NoPort => Box::pin(self.overflow()).await,
         };
-        if matches!(outcome, Outcome::Answered(_)) {
-            self.peer.on_edns_refused(clock::now());
+        match outcome {
+            Outcome::Answered(_) => self.peer.on_edns_refused(clock::now()),
+            Outcome::Failed { .. } => self.peer.on_edns_futile(clock::now()),
+            _ => {}
         }
         outcome
     }
@@ -280,7 +282,9 @@ impl<'a> Attempt<'a> {
                 self.peer.on_answer(&heard(encoded.rcode()), echoed, knows_edns);
                 Step::Done(Outcome::Answered(self.received(encoded, rtt)))
             }
-            Verdict::Failure { edns_refused: true, .. } => Step::WithoutEdns,
+            Verdict::Failure { edns_refused: true, .. } if self.peer.asks_without_edns(at) => {
+                Step::WithoutEdns
+            }
             Verdict::Failure { rcode, ede, .. } => {
                 self.peer.on_failure(&heard(rcode), self.query);
                 Step::Done(Outcome::Failed { rcode, ede })

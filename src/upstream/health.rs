@@ -178,8 +178,12 @@ impl Health {
     }
 
     /// How long to wait before asking again elsewhere, between `floor` and `ceiling`.
+    ///
+    /// The time of a far upstream that never varies is no bound: a moment more is no loss.
     pub fn patience(&self, floor: Duration, ceiling: Duration) -> Duration {
-        let wait = self.rtt.map_or(UNKNOWN_RTT, |(smoothed, deviation)| smoothed + deviation * 4);
+        let wait = self.rtt.map_or(UNKNOWN_RTT, |(smoothed, deviation)| {
+            smoothed + (deviation * 4).max(smoothed / 4)
+        });
         wait.clamp(floor, ceiling.max(floor))
     }
 
@@ -283,6 +287,11 @@ mod tests {
             health.on_response(Some(rtt * MS), true, start());
             assert_eq!(health.patience(20 * MS, 400 * MS), patience * MS, "{rtt} ms");
         }
+        let mut steady = Health::default();
+        for _ in 0..100 {
+            steady.on_response(Some(80 * MS), true, start());
+        }
+        assert_eq!(steady.patience(20 * MS, 400 * MS), 100 * MS, "although it never varied");
         assert_eq!(Health::default().patience(20 * MS, 400 * MS), UNKNOWN_RTT);
         assert_eq!(Health::default().patience(20 * MS, 50 * MS), 50 * MS);
     }

@@ -25,6 +25,12 @@ const OPT_MISSING: u32 = 3;
 /// Refusals of EDNS in a row that outweigh earlier EDNS responses.
 const EDNS_REFUSALS: u32 = 3;
 
+/// Refusals of EDNS in a row after which the same query without it failed too: it is not EDNS that is refused.
+const FUTILE: u32 = 3;
+
+/// For how long then nothing is asked again without EDNS.
+const FUTILE_FOR: Duration = Duration::from_secs(5);
+
 /// One upstream's manners.
 #[derive(Clone, Debug, Default)]
 pub struct Manners {
@@ -35,6 +41,8 @@ pub struct Manners {
     edns_answered: bool,
     /// Refusals of EDNS since an EDNS query was last answered.
     edns_refused: u32,
+    /// Refusals of EDNS in a row that came without it too, and until when they are taken at their word.
+    futile: (u32, Option<Instant>),
     /// An answer has shown that OPT is read.
     edns_shown: bool,
     /// Answers to EDNS queries since then that lacked OPT.
@@ -86,6 +94,7 @@ impl Manners {
     /// Learns from a conclusive response to a query of this style.
     pub fn on_answer(&mut self, style: Style, echoed: bool, now: Instant) {
         self.on_reply(style, now);
+        self.futile = (0, None);
         if !style.mix_case {
             return;
         }
@@ -143,6 +152,20 @@ impl Manners {
             self.plain_until = Some(now + REMEMBERED);
             (self.edns_answered, self.edns_refused) = (false, 0);
         }
+    }
+
+    /// Learns that a query was refused with EDNS, and without it too.
+    pub fn on_edns_futile(&mut self, now: Instant) {
+        let count = self.futile.0 + 1;
+        self.futile = match count >= FUTILE {
+            true => (0, Some(now + FUTILE_FOR)),
+            false => (count, self.futile.1),
+        };
+    }
+
+    /// Tells whether a query that is refused with EDNS is to be asked again without it.
+    pub fn asks_without_edns(&self, now: Instant) -> bool {
+        self.futile.1.is_none_or(|until| now >= until)
     }
 
     /// Learns from silence.
@@ -235,6 +258,20 @@ mod tests {
             assert!(manners.has_edns(false, now), "it has shown that it reads OPT");
             manners.on_opt(false, now);
         }
+    }
+
+    #[test]
+    fn an_upstream_that_refuses_everything_is_not_asked_twice_each_time() {
+        let (mut manners, now) = (Manners::default(), start());
+        for _ in 0..FUTILE {
+            assert!(manners.asks_without_edns(now));
+            manners.on_edns_futile(now);
+        }
+        assert!(!manners.asks_without_edns(now) && manners.has_edns(false, now));
+        assert!(manners.asks_without_edns(now + FUTILE_FOR), "tried again");
+        manners.on_edns_futile(now);
+        manners.on_answer(manners.style(false, false, now), true, now);
+        assert!(manners.asks_without_edns(now), "it has answered");
     }
 
     #[test]

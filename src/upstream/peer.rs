@@ -297,6 +297,16 @@ impl Peer {
         self.learned().manners.on_edns_refused(now);
     }
 
+    /// Learns that what was refused with EDNS failed without it too.
+    pub fn on_edns_futile(&self, now: Instant) {
+        self.learned().manners.on_edns_futile(now);
+    }
+
+    /// Tells whether a query that is refused with EDNS is to be asked again without it.
+    pub fn asks_without_edns(&self, now: Instant) -> bool {
+        self.learned().manners.asks_without_edns(now)
+    }
+
     /// Learns from a response for `qname` in a wrong case.
     pub fn on_wrong_case(&self, qname: &Name, now: Instant) {
         self.learned().manners.on_wrong_case(qname, now);
