@@ -163,8 +163,10 @@ impl Connections {
         judge: &(impl Fn(&[u8]) -> Verdict + Sync),
     ) -> Result<Heard, Lost> {
         let result = seat.connection().ask(request.clone(), judge, &self.metrics).await;
-        if matches!(result, Err(Lost::Broke(_))) {
-            self.forget(seat.connection());
+        match &result {
+            Ok(_) => self.keep(seat.connection()),
+            Err(Lost::Broke(_)) => self.forget(seat.connection()),
+            Err(_) => {}
         }
         result
     }
@@ -215,6 +217,15 @@ impl Connections {
     /// Takes a connection out, so that the next query makes another.
     fn forget(&self, given_up: &Arc<Connection>) {
         self.kept().retain(|connection| !Arc::ptr_eq(connection, given_up));
+    }
+
+    /// Takes a connection in again that has answered after it was given up: it was a name that took long.
+    fn keep(&self, alive: &Arc<Connection>) {
+        let mut kept = self.kept();
+        let is_known = kept.iter().any(|connection| Arc::ptr_eq(connection, alive));
+        if !is_known && kept.len() < MAX_CONNECTIONS && !*self.shut.borrow() {
+            kept.push(Arc::clone(alive));
+        }
     }
 
     /// Locks those that take queries.

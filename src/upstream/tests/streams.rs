@@ -54,19 +54,19 @@ async fn an_upstream_that_has_cut_its_response_is_not_asked_again_while_tcp_take
     let zone = Forward { timeout: Duration::from_secs(8), ..eager() };
     let group = upstreams.group(&zone, &[udp(&one)]);
     let mut sent = 0;
+    let metrics = metrics.upstream(&one.address.to_string());
     // On a busy machine the cut response may be later than a retransmission, not every time.
-    for n in 0..3 {
+    for n in 0..10 {
+        let (before, timeouts) = (one.count(), metrics.timeouts.get());
         let query = query(&format!("n{n}.example.org"), Qtype::A);
         group.exchange(&query).await.expect("an answer");
-        sent = one.count() - sent;
+        sent = one.count() - before;
         if sent == 2 {
+            assert_eq!(metrics.timeouts.get(), timeouts, "it has answered");
             break;
         }
-        sent = one.count();
     }
     assert_eq!(sent, 2, "once by UDP, once by TCP");
-    let timeouts = metrics.upstream(&one.address.to_string()).timeouts.get();
-    assert!(timeouts <= 6, "{timeouts}: it has answered each time");
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_connection_that_cannot_be_made_holds_up_nobody_who_could_be_answered_
     }
     for outcome in tasks.join_all().await {
         let took = outcome.expect("an answer by the first connection");
-        assert!(took < Duration::from_millis(1900), "{took:?}: it waited for a handshake");
+        assert!(took < Duration::from_millis(2900), "{took:?}: it waited for a handshake");
     }
     relay.abort();
 }
@@ -339,11 +339,13 @@ async fn an_upstream_that_is_silent_by_tcp_has_a_bounded_number_of_connections_a
             group.exchange(&query(&format!("n{n}.example.org"), Qtype::A)).await
         }
     };
+    let began = Instant::now();
     let tasks: tokio::task::JoinSet<_> = (0..1500).map(ask).collect();
     assert!(tasks.join_all().await.iter().all(Result::is_err));
     let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
-    // At one time eight at most; each is given up after a while, and closed when nobody listens to it.
-    assert!(from.len() <= 16, "{} connections in six seconds", from.len());
+    // At one time eight at most, each for 750 ms at least.
+    let most = 8 * (began.elapsed().as_millis() / 750 + 1);
+    assert!(from.len() as u128 <= most, "{} connections in {:?}", from.len(), began.elapsed());
     one.behave(well_behaved);
     ask(0).await.expect("an answer");
 }
@@ -388,4 +390,18 @@ async fn an_upstream_without_udp_that_fell_silent_comes_back_by_probes_alone() {
     };
     tokio::time::timeout(Duration::from_secs(10), back).await.expect("it is back");
     maintenance.abort();
+}
+
+#[tokio::test]
+async fn names_that_take_long_cost_one_more_connection_and_not_one_each() {
+    let one = Scripted::start(|seen| [vec![Act::Wait(1000 * MS)], well_behaved(seen)].concat());
+    let one = one.await;
+    let zone = Forward { timeout: Duration::from_secs(20), ..forward() };
+    let group = upstreams().0.group(&zone, &[tcp(&one)]);
+    for n in 0..4 {
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        group.exchange(&query).await.expect("an answer");
+    }
+    let from: std::collections::HashSet<_> = one.seen().iter().map(|seen| seen.from).collect();
+    assert_eq!(from.len(), 2);
 }
