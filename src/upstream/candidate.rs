@@ -13,6 +13,7 @@ use super::peer::Peer;
 use super::ports::PortClass;
 use super::select;
 use crate::config::Transport;
+use crate::metrics::ForwardZoneMetrics;
 
 /// A retransmission goes to an upstream that is down only when the others were asked so much more often than it.
 const DOWN_COUNTS: u32 = 3;
@@ -118,6 +119,18 @@ impl Candidates {
             let asked = asked.saturating_add(if is_down { DOWN_COUNTS } else { 0 });
             (Reverse(peer.has_room_to_repeat(class)), asked)
         })
+    }
+
+    /// Counts one more message, there and in the `zone`: to an upstream that was asked already, or to another
+    /// beside it.
+    pub fn count_further(&self, index: usize, zone: &ForwardZoneMetrics) {
+        let Candidate { peer, asked, .. } = &self.0[index];
+        let (of_upstream, of_zone) = match asked {
+            0 => (&peer.metrics.hedges, &zone.hedges),
+            _ => (&peer.metrics.retries, &zone.retries),
+        };
+        of_upstream.inc();
+        of_zone.inc();
     }
 
     /// Tells whether there is nobody.

@@ -345,7 +345,7 @@ impl<'a> Exchange<'a> {
         if self.running.is_empty() {
             self.deadline = self.started + self.limit;
         }
-        self.count_further(next);
+        self.candidates.count_further(next, &self.group.counters);
         self.ask(next);
         if is_late {
             (self.wait, self.again_at) = (wait, now + wait);
@@ -356,17 +356,6 @@ impl<'a> Exchange<'a> {
     fn is_allowed(&self, index: usize) -> bool {
         let standing = self.candidates.at(index).peer.standing();
         self.group.budget().take(standing, clock::now())
-    }
-
-    /// Counts one more message: to an upstream that was asked already, or to another beside it.
-    fn count_further(&self, index: usize) {
-        let (candidate, zone) = (self.candidates.at(index), &self.group.counters);
-        let (of_upstream, of_zone) = match candidate.asked {
-            0 => (&candidate.peer.metrics.hedges, &zone.hedges),
-            _ => (&candidate.peer.metrics.retries, &zone.retries),
-        };
-        of_upstream.inc();
-        of_zone.inc();
     }
 
     /// Tells the upstreams' health which attempts have waited long enough, once each.
