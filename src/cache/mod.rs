@@ -323,13 +323,15 @@ mod tests {
         flood(1000);
         let seen: Vec<_> = (1000..2000).filter(|number| is_there(*number)).collect();
         assert!((100..250).contains(&seen.len()), "{} fill the room", seen.len());
-        put(&cache, 0, now);
-        // Few enough that who left is still remembered, and enough that 0 has left.
-        (2000..2100).for_each(|number| put(&cache, number, now));
-        assert!(!is_there(0), "asked for once");
-        put(&cache, 0, now);
+        (0..10).for_each(|number| put(&cache, number, now));
+        // Few enough that who left is still remembered, and enough that those have left.
+        (2000..2090).for_each(|number| put(&cache, number, now));
+        assert!(!(0..10).any(is_there), "asked for once");
+        (0..10).for_each(|number| put(&cache, number, now));
         flood(3000);
-        assert!(is_there(0), "asked for again");
+        let back = (0..10).filter(|number| is_there(*number)).count();
+        // Both tables guess by hashes with a new secret each time: one in ten has bad luck.
+        assert!(back >= 6, "{back} of 10 are left that were asked for again");
         let left = seen.iter().filter(|number| is_there(**number)).count();
         // Some waited in line themselves when they were seen, and were read there: they moved on.
         assert!(left * 10 >= seen.len() * 8, "{left} of {} are left", seen.len());
