@@ -83,7 +83,8 @@ impl Health {
         if let Some(rtt) = rtt {
             (self.rtt, self.measured) = (Some(self.smoothed(rtt)), Some(now));
         }
-        self.loss = self.loss.map(|(loss, at)| (loss / 8 * 7, at));
+        // What ends an outage is no lucky packet among lost ones: it is as near as it was.
+        self.loss = self.loss.filter(|_| !self.is_down).map(|(loss, at)| (loss / 8 * 7, at));
         self.refused_since = None;
         self.failing = if conclusive { 0 } else { self.failing.saturating_add(1) };
         self.unanswered = 0;
@@ -314,6 +315,19 @@ mod tests {
             health.on_response(Some(MS), true, start);
         }
         assert!(health.distance(start).is_some_and(|less| less < 2 * MS));
+    }
+
+    #[test]
+    fn who_comes_back_from_an_outage_is_as_near_as_before() {
+        let (mut health, start) = (Health::default(), start());
+        health.on_response(Some(MS), true, start);
+        for n in 0..40 {
+            health.on_unanswered(start + 250 * MS * n);
+        }
+        let end = start + 10_000 * MS;
+        assert!(health.standing() == Standing::Down && health.distance(end) > Some(30 * MS));
+        assert_eq!(health.on_response(Some(MS), true, end), Some(Change::CameBack));
+        assert_eq!(health.distance(end), Some(MS));
     }
 
     #[test]
