@@ -74,7 +74,7 @@ pub const KEYS: &[Key] = &[
     key("forward.min_ttl", Kind::Text, "that of cache.min_ttl", "TTLs are raised to this, those of NXDOMAIN and NODATA never"),
     key("forward.max_ttl", Kind::Text, "that of cache.max_ttl", "TTLs are lowered to this"),
     key("forward.shuffle", Kind::Switch, "false", "spread load: each response begins its A or AAAA records at another one"),
-    key("forward.rebind_protection", Kind::Switch, "false", "withhold addresses that are private, loopback, link-local, unspecified or the like; with none left the answer is NODATA and says so"),
+    key("forward.rebind_protection", Kind::Switch, "false", "withhold addresses that are private, loopback, link-local, unspecified or the like, and service records that hint at such; with none left the answer is NODATA and says so"),
     key("forward.rebind_allow", Kind::List, "[]", "names at and below these may have such addresses"),
     key("local.localhost", Kind::Switch, "true", "answer localhost and the loopback reverse names"),
     key("local.special_use", Kind::Switch, "true", "NXDOMAIN for invalid, test, onion, home.arpa and the like"),
