@@ -68,7 +68,7 @@ pub const KEYS: &[Key] = &[
     key("forward.retransmit_min", Kind::Text, "\"20ms\"", "floor of the wait before the first retransmission"),
     key("forward.retransmit_max", Kind::Text, "\"400ms\"", "ceiling of the wait before the first retransmission"),
     key("forward.trust_ad", Kind::Switch, "false", "pass the upstream's AD bit on; only for a trusted path"),
-    key("forward.tls_ca", Kind::Text, "Mozilla's roots, built in", "PEM file of the only roots to trust for tls and https, or \"system\" for the roots of the system"),
+    key("forward.tls_ca", Kind::Text, "Mozilla's roots, built in", "PEM file of the only roots to trust for tls and https (read again when it changes), or \"system\" for the roots of the system"),
     key("forward.aaaa", Kind::Text, "\"forward\"", "AAAA queries: forward; nodata answers them NODATA without asking; auto does so while the node has no IPv6 route and the cluster no IPv6 address"),
     key("forward.dns64", Kind::Text, "none", "prefix in which AAAA answers are made of A answers where there are none (RFC 6147), \"64:ff9b::/96\" or another of 32 to 96 bits"),
     key("forward.min_ttl", Kind::Text, "that of cache.min_ttl", "TTLs are raised to this, those of NXDOMAIN and NODATA never"),
