@@ -10,15 +10,15 @@ use super::health::Standing;
 /// those that were measured a moment ago, since who asks a far one has to wait for it.
 const EXPLORE_ONE_IN: u32 = 32;
 
-/// What stands for a distance that is not known: nearer than nearly all, so that a new upstream is
-/// measured soon, and not so near that it gets all queries until it has answered one.
-const UNKNOWN: Duration = Duration::from_micros(100);
+/// Distances are told apart in steps of it: what differs by less, differs by chance, and the queries are shared.
+const STEP: Duration = Duration::from_millis(1);
 
 /// What the order depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     pub standing: Standing,
-    /// How long an answer is likely to take; `None` before the first.
+    /// How long an answer is likely to take; `None`, before the first, counts as near, so that a new
+    /// upstream is measured soon.
     pub distance: Option<Duration>,
     /// That was not measured for long.
     pub is_measure_old: bool,
@@ -26,10 +26,10 @@ pub struct View {
 }
 
 impl View {
-    /// What is compared: first the standing, then the time until an answer under the present load.
-    fn cost(&self) -> (Standing, Duration) {
-        let load = u32::try_from(self.in_flight).unwrap_or(u32::MAX).saturating_add(1);
-        (self.standing, self.distance.unwrap_or(UNKNOWN).saturating_mul(load))
+    /// What is compared: first the standing, then the steps until an answer under the present load.
+    fn cost(&self) -> (Standing, u128) {
+        let steps = self.distance.unwrap_or_default().as_micros() / STEP.as_micros() + 1;
+        (self.standing, steps.saturating_mul(self.in_flight as u128 + 1))
     }
 }
 
@@ -45,7 +45,8 @@ pub fn order(views: &[View], rng: &mut impl Rng) -> Vec<usize> {
         let one = rng.random_range(0..equals);
         let two = (one + rng.random_range(1..equals)) % equals;
         let explores = rng.random_ratio(1, EXPLORE_ONE_IN) && views[order[one]].is_measure_old;
-        let first = if explores { one } else { one.min(two) };
+        let are_equal = views[order[one]].cost() == views[order[two]].cost();
+        let first = if explores || are_equal { one } else { one.min(two) };
         order[..=first].rotate_right(1);
     }
     order
@@ -204,6 +205,17 @@ mod tests {
         let known = view(Standing::Well, 1, 0);
         assert!(firsts(&[known, new(0)])[1] > 9_500);
         assert!(firsts(&[known, new(20)])[0] > 9_500);
+    }
+
+    #[test]
+    fn those_that_are_about_as_near_share_the_queries() {
+        let at = |micros| View {
+            distance: Some(Duration::from_micros(micros)),
+            is_measure_old: false,
+            ..view(Standing::Well, 0, 0)
+        };
+        let counts = firsts(&[at(150), at(900)]);
+        assert!(counts.iter().all(|count| *count > 4_500), "{counts:?}");
     }
 
     #[test]
