@@ -47,7 +47,7 @@ fn forward() -> Forward {
         upstreams: UpstreamSource::Fixed(Vec::new()),
         endpoints: Vec::new(),
         ports: PortPolicy::PerQuery,
-        timeout: 1500 * MS,
+        timeout: 4500 * MS,
         retransmit_min: 400 * MS,
         retransmit_max: 400 * MS,
         trust_ad: false,
