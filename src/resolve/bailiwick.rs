@@ -16,6 +16,10 @@ use crate::dns::{HEADER_LEN, MAX_NAME_LEN, Qtype, Rcode};
 /// Aliases that one answer may lead over; what comes behind is not looked at.
 const MAX_CHAIN: usize = 32;
 
+/// Names that the other records may lead to before what is said of them is let be: a thousand endpoints and their
+/// addresses would be a million comparisons.
+const MAX_TARGETS: usize = 64;
+
 /// What a response is left with, and whether that is still a response.
 #[derive(Debug)]
 pub enum Scrubbed {
@@ -146,7 +150,8 @@ impl<'a> Scope<'a> {
             Some(target) if section == Section::Answer && rtype == Qtype::CNAME => {
                 self.lead_to(target);
             }
-            Some(target) => self.targets.push(target),
+            Some(target) if self.targets.len() < MAX_TARGETS => self.targets.push(target),
+            Some(_) => self.is_open = true,
             None => {}
         }
     }
@@ -284,5 +289,24 @@ mod tests {
             let expected = expected.map(str::to_owned);
             assert_eq!(left(Qtype::A, &records), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_crowd_of_services_is_not_compared_with_each_of_its_addresses() {
+        let host = |n: usize| format!("h{n}.example.org");
+        let srv = |n: usize| {
+            let target = crate::dns::name::Name::from_text(&host(n)).expect("name");
+            [&[0, 0, 0, 0, 0, 80], target.as_wire()].concat()
+        };
+        let (services, hosts): (Vec<_>, Vec<_>) = (0..100).map(|n| (srv(n), host(n))).unzip();
+        let services =
+            services.iter().map(|rdata| Record::answer("www.example.org", Qtype::SRV, 60, rdata));
+        let glue = hosts.iter().map(|host| Record {
+            section: Section::Additional,
+            ..Record::answer(host, Qtype::A, 60, A)
+        });
+        let all: Vec<_> = services.chain(glue).collect();
+        let left = left(Qtype::SRV, &all).expect("sound");
+        assert_eq!(left.split(", ").count(), 200);
     }
 }
