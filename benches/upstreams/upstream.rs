@@ -146,11 +146,13 @@ impl Shared {
         }
     }
 
-    /// Notes a query by UDP, where that is wanted.
+    /// Notes a query for A by UDP, where that is wanted.
     fn note(&self, query: &[u8], port: u16) {
         let mut sightings = self.sightings.lock().expect("no panic with it");
         let Some(sightings) = sightings.as_mut() else { return };
-        let Some(end) = question_end(query) else { return };
+        // Probes of other types leave from ports of another class.
+        let is_a = |end: &usize| query[end - 4..*end] == [0, 1, 0, 1];
+        let Some(end) = question_end(query).filter(is_a) else { return };
         let count = |is: fn(&u8) -> bool| query[12..end - 4].iter().filter(|byte| is(byte)).count();
         let [letters, upper] = [u8::is_ascii_alphabetic, u8::is_ascii_uppercase].map(count);
         sightings.push(Sighting {
