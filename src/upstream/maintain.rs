@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::attempt::{Attempt, Outcome, Terms};
+use super::health::Standing;
 use super::peer::Peer;
 use super::probe::Probe;
 use super::{Group, LoopsProbed, Member, Upstreams};
@@ -31,7 +32,7 @@ const LOOPS_EVERY_WHILE_LOOPING: Duration = Duration::from_secs(5);
 /// How long a probe may take; a query that comes back does so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often is looked whether an upstream has vanished that a probe waits for.
+/// How often is looked whether an upstream has vanished that a probe waits for, or is back.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How probes are sent.
@@ -113,8 +114,9 @@ async fn probe_health(peer: &Arc<Peer>, query: &Query) {
     let (style, started, mut left) = (attempt.style, attempt.started, PATIENCE);
     let mut attempt = std::pin::pin!(attempt.run());
     let outcome = loop {
-        // One that has vanished gets nothing more.
-        if peer.is_gone() {
+        // One that has vanished gets nothing more. One that is well again needs no probe, which would count among what
+        // it has in flight, for as long as it is patient: it would be asked last.
+        if peer.is_gone() || peer.standing() == Standing::Well {
             return;
         }
         match tokio::time::timeout(LOOK_EVERY, attempt.as_mut()).await {

@@ -160,6 +160,23 @@ async fn an_upstream_that_knows_a_few_names_only_is_back_when_it_knows_them_agai
 }
 
 #[tokio::test]
+async fn probes_that_an_outage_has_swallowed_do_not_count_as_load_when_it_is_over() {
+    let one = Scripted::start(silent).await;
+    let (upstreams, metrics) = upstreams();
+    let _rounds = rounds(&upstreams);
+    let group = upstreams.group(&Forward { timeout: 500 * MS, ..eager() }, &[udp(&one)]);
+    group.exchange(&query("example.org", Qtype::A)).await.expect_err("silence");
+    let in_flight = || group.status().upstreams[0].in_flight;
+    assert!(until(|| group.is_down() && in_flight() >= 4).await, "{} probes", in_flight());
+    let failures = || metrics.upstream(&one.address.to_string()).probe_failures.get();
+    let before = failures();
+    one.behave(well_behaved);
+    assert!(until(|| !group.is_down() && in_flight() == 0).await);
+    // Those that were given up only when their time was over count as failed.
+    assert!(failures() - before <= 2, "{} of {before}", failures());
+}
+
+#[tokio::test]
 async fn an_upstream_that_nobody_asks_any_more_is_neither_down_nor_probed() {
     let (upstreams, metrics) = upstreams();
     let _rounds = rounds(&upstreams);
