@@ -327,11 +327,17 @@ mod tests {
         // Few enough that who left is still remembered, and enough that those have left.
         (2000..2090).for_each(|number| put(&cache, number, now));
         assert!(!(0..10).any(is_there), "asked for once");
-        (0..10).for_each(|number| put(&cache, number, now));
+        // moka weighs each against the one that would go first: where that is thought much asked for, by bad luck of
+        // hashes, it takes more than two askings.
+        for round in 0..8 {
+            (0..10).filter(|number| !is_there(*number)).for_each(|number| put(&cache, number, now));
+            let first = 10_000 + 90 * round;
+            (first..first + 90).for_each(|number| put(&cache, number, now));
+            cache.maintain(now);
+        }
         flood(3000);
         let back = (0..10).filter(|number| is_there(*number)).count();
-        // Both tables guess by hashes with a new secret each time: one in ten has bad luck.
-        assert!(back >= 6, "{back} of 10 are left that were asked for again");
+        assert!(back >= 7, "{back} of 10 are left that were asked for again and again");
         let left = seen.iter().filter(|number| is_there(**number)).count();
         // Some waited in line themselves when they were seen, and were read there: they moved on.
         assert!(left * 10 >= seen.len() * 8, "{left} of {} are left", seen.len());

@@ -40,16 +40,16 @@ struct Line {
 }
 
 impl Probation {
-    /// The room here of a cache of `bytes`.
-    pub fn room_of(bytes: u64) -> u64 {
-        bytes / SHARE
-    }
-
     /// An empty one of a cache of `bytes`.
     pub fn new(bytes: u64) -> Self {
         let names = (bytes / BYTES_PER_NAME).clamp(1, 1 << 24).next_power_of_two();
         let left = (0..names).map(|_| AtomicU16::new(0)).collect();
-        Self { room: Self::room_of(bytes), line: Mutex::default(), left }
+        Self { room: bytes / SHARE, line: Mutex::default(), left }
+    }
+
+    /// Bytes of the cache that are for this: entries and traces.
+    pub fn share(&self) -> u64 {
+        self.room + size_of_val(&*self.left) as u64
     }
 
     /// Puts an entry at the end of the line.

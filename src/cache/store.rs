@@ -37,7 +37,8 @@ impl Store {
     pub fn new(bytes: u64, metrics: &CacheMetrics) -> Self {
         let index = Arc::new(Index::default());
         let (evictions, of_kept) = (metrics.evictions.clone(), Arc::clone(&index));
-        let room = bytes - Probation::room_of(bytes);
+        let probation = Probation::new(bytes);
+        let room = bytes.saturating_sub(probation.share());
         let kept = Cache::builder()
             .max_capacity(room)
             .weigher(|key: &Key, entry: &Arc<Entry>| entry.weight(key))
@@ -48,8 +49,7 @@ impl Store {
                 }
             })
             .build_with_hasher(ByCarried::default());
-        let (probation, metrics) = (Probation::new(bytes), metrics.clone());
-        let touched_at = Mutex::new(crate::clock::now());
+        let (touched_at, metrics) = (Mutex::new(crate::clock::now()), metrics.clone());
         Self { index, probation, kept, room, touched_at, metrics }
     }
 

@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What a response that is about other names is reported as.
 const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
 
+/// How often who waits begins anew because the one who asked has vanished.
+const MAX_VANISHED: usize = 3;
+
 /// What upstreams have said.
 pub(super) struct Told {
     pub(super) encoded: Encoded,
@@ -336,13 +339,16 @@ impl Resolver {
         key: &KeyBuffer,
         zone: &Arc<ForwardZone>,
     ) -> Outcome {
+        let mut vanished = 0;
         loop {
             let epoch = self.cache.epoch_of(key);
             match self.renewal(query, key, zone).await {
                 // It began before the name changed.
                 Some(Ok(entry)) if entry.epoch() != epoch => {}
                 Some(outcome) => return outcome,
-                None => {}
+                // Who asked was dropped, or it panicked, which it may do each time.
+                None if vanished < MAX_VANISHED => vanished += 1,
+                None => return Err(ResolveError::Internal),
             }
         }
     }

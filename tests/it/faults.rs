@@ -71,9 +71,18 @@ impl Far {
         self.knot = Some(self.host.visit(|| Knot::at(address)));
     }
 
-    /// Sends its knot a signal.
+    /// Sends its knot a signal; where that is to stop it, waits until it stands still: threads of it may go on for a
+    /// moment, and answer.
     fn signal(&self, signal: libc::c_int) {
-        self.knot.as_ref().expect("it was started").process.signal(signal);
+        let process = &self.knot.as_ref().expect("it was started").process;
+        process.signal(signal);
+        let stands = || {
+            let tasks =
+                std::fs::read_dir(format!("/proc/{}/task", process.pid())).expect("it lives");
+            let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat"));
+            tasks.flatten().filter_map(|task| stat(task).ok()).all(|stat| stat.contains(") T "))
+        };
+        assert!(signal != libc::SIGSTOP || until(CHANGE, stands), "it goes on");
     }
 
     /// Waits until the daemon takes it for down, or no longer.
