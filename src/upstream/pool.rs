@@ -40,9 +40,9 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// A socket that was just made.
+    /// A socket that was just made, for its first exchange.
     pub fn new(tuple: Tuple, now: Instant) -> Self {
-        Self { tuple, born: now, uses: 0 }
+        Self { tuple, born: now, uses: 1 }
     }
 
     /// Tells whether the socket has served its time.
