@@ -221,6 +221,7 @@ impl Control {
         let resolver = &self.front.resolver;
         let old_routes = resolver.routes();
         resolver.set_routes(routes);
+        routes::lead_on(&self.maker.feed.upstreams, &old_routes, &resolver.routes());
         resolver.cache().set_policy(config.cache.clone());
         routes::forget_changed(resolver.cache(), &old_routes, &resolver.routes());
         self.front.policy.store(Arc::new(policy(&config)));

@@ -20,7 +20,8 @@ use crate::resolve::hosts::Hosts;
 use crate::resolve::local::Local;
 use crate::resolve::reach::Reach;
 use crate::resolve::rewrite::Rewrite;
-use crate::resolve::route::{ClusterZone, ForwardZone, Routes};
+use crate::resolve::route::{ClusterZone, ForwardZone, Route, Routes};
+use crate::upstream::Upstreams;
 
 /// Why a configuration gives no routes.
 #[derive(Debug, Error)]
@@ -136,6 +137,15 @@ fn read(path: &PathBuf) -> Result<String, RoutesError> {
         .map_err(unreadable)
 }
 
+/// Makes exchanges in flight go on with the upstreams that the new routes lead their zone to.
+pub fn lead_on(upstreams: &Upstreams, old: &Routes, new: &Routes) {
+    for zone in old.zones() {
+        if let Route::Forward(next) = new.beside_cluster(&zone.name) {
+            upstreams.succeed(&zone.group, &next.group);
+        }
+    }
+}
+
 /// Makes the cache forget what the new routes may answer otherwise than the old ones.
 ///
 /// Names of our own data that changed, special-use trees that came or went, and forward zones that
@@ -170,7 +180,6 @@ mod tests {
     use crate::dns::ttl::Ttl;
     use crate::dns::{Qtype, Rcode};
     use crate::metrics::Origin;
-    use crate::upstream::Upstreams;
     use crate::{clock, config};
 
     /// A configuration whose zone `example.org.` has these keys.

@@ -33,17 +33,21 @@ impl Upstreams {
         let groups = self.all_groups();
         let moved: Vec<_> = groups.iter().filter(|group| group.names(source)).collect();
         let before: Vec<_> = moved.iter().map(|group| self.refresh(group, &sources)).collect();
-        for old in before.iter().flat_map(|members| members.iter()) {
-            let is_asked = |group: &Arc<Group>| {
-                group.members.load().iter().any(|member| Arc::ptr_eq(&member.peer, &old.peer))
-            };
-            if !groups.iter().any(is_asked) {
-                old.peer.vanish();
-            }
-        }
+        before.iter().for_each(|members| let_go(members, &groups));
         // Only now: another change might have made one of them a member again meanwhile.
         drop(sources);
         moved.iter().for_each(|group| group.moved.notify_waiters());
+    }
+
+    /// Makes exchanges in flight at `old`, to which no route leads any more, go on with the upstreams of `new`.
+    /// Those that nobody else asks get no query from now on.
+    pub fn succeed(&self, old: &Group, new: &Arc<Group>) {
+        let sources = locked(&self.sources);
+        if old.successor.set(Arc::clone(new)).is_ok() {
+            let_go(&old.members.load(), &self.all_groups());
+        }
+        drop(sources);
+        old.moved.notify_waiters();
     }
 
     /// Forgets who belongs to `source`, which nobody follows any more; groups that name it stay as they are.
@@ -95,6 +99,17 @@ impl Upstreams {
             members.push(known.cloned().unwrap_or_else(member));
         }
         members
+    }
+}
+
+/// Lets those of `members` vanish whom none of `groups` asks any more.
+fn let_go(members: &[Arc<Member>], groups: &[Arc<Group>]) {
+    let asked: Vec<_> = groups.iter().map(|group| group.asked()).collect();
+    for old in members {
+        let is_it = |member: &Arc<Member>| Arc::ptr_eq(&member.peer, &old.peer);
+        if !asked.iter().any(|members| members.iter().any(is_it)) {
+            old.peer.vanish();
+        }
     }
 }
 

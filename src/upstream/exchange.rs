@@ -105,7 +105,7 @@ impl<'a> Exchange<'a> {
         limit: Duration,
         cut: &'a Cut,
     ) -> Result<Self, ExchangeError> {
-        let members = group.members.load();
+        let members = group.asked();
         let started = clock::now();
         let candidates = Candidates::order(&members, started);
         match members.first() {
@@ -233,6 +233,7 @@ impl<'a> Exchange<'a> {
         }
         let is_out = self.running.iter().all(|other| other.candidate != index);
         self.candidates.fail(index, is_out);
+        self.follow_successor();
         if let Some(next) = self.candidates.untried()
             && self.is_allowed(next)
         {
@@ -287,7 +288,7 @@ impl<'a> Exchange<'a> {
     /// Lets go of upstreams that have vanished and takes in those that came; asks at once where nobody
     /// is left who was asked.
     fn follow_members(&mut self) {
-        self.candidates.follow(&self.group.members.load());
+        self.candidates.follow(&self.group.asked());
         let candidates = &self.candidates;
         self.running.retain(|running| !candidates.at(running.candidate).is_out);
         if !self.running.is_empty() {
@@ -301,6 +302,15 @@ impl<'a> Exchange<'a> {
                 self.ask(next);
             }
             None => self.wait_for_upstreams(),
+        }
+    }
+
+    /// Lets go of upstreams that a reload has removed, and takes in those that are asked instead.
+    ///
+    /// Looked for before each further message: to be woken would cost every exchange, and reloads are rare.
+    fn follow_successor(&mut self) {
+        if self.group.successor.get().is_some() {
+            self.candidates.follow(&self.group.asked());
         }
     }
 
@@ -325,6 +335,7 @@ impl<'a> Exchange<'a> {
         let is_late = now.saturating_duration_since(self.started) >= STEADY;
         let wait = if is_late { (self.wait * 2).min(MAX_WAIT) } else { self.wait };
         self.candidates.readmit(now);
+        self.follow_successor();
         let running = &self.running;
         let has_query = |index| running.iter().any(|running| running.candidate == index);
         let Some(next) = self.candidates.next(class, has_query, self.cut) else {

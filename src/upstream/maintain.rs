@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::Guard;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -137,7 +138,7 @@ async fn probe_health(peer: &Arc<Peer>, query: &Query) {
 impl Group {
     /// Tells whether loops are to be looked for now, and if so takes it as done.
     fn is_loop_probe_due(&self, now: Instant) -> bool {
-        let looping = self.members.load().iter().any(|member| member.is_looping());
+        let looping = self.asked().iter().any(|member| member.is_looping());
         let every = if looping { LOOPS_EVERY_WHILE_LOOPING } else { LOOPS_EVERY };
         let mut probed = self.loops_probed();
         let returns = self.returns();
@@ -152,7 +153,7 @@ impl Group {
 
     /// How often upstreams of the group have come back after they had been down.
     fn returns(&self) -> u32 {
-        self.members.load().iter().fold(0, |sum, member| sum.wrapping_add(member.peer.returns()))
+        self.asked().iter().fold(0, |sum, member| sum.wrapping_add(member.peer.returns()))
     }
 
     /// Asks each upstream whether it forwards back to us; gives back those that do.
@@ -165,7 +166,7 @@ impl Group {
     pub async fn find_loops(self: &Arc<Self>) -> Vec<Arc<str>> {
         *self.loops_probed() = Some(LoopsProbed { at: clock::now(), returns: self.returns() });
         let mut probes = JoinSet::new();
-        let members = self.members.load_full();
+        let members = Guard::into_inner(self.asked());
         for (index, member) in members.iter().enumerate() {
             if let Some(probe) = self.loop_probe.probe(&self.zone) {
                 let peer = Arc::clone(&member.peer);

@@ -36,10 +36,10 @@ pub mod verify;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -146,6 +146,7 @@ impl Upstreams {
             endpoints: forward.endpoints.clone(),
             tls_ca: forward.tls_ca.clone(),
             members: ArcSwap::default(),
+            successor: OnceLock::new(),
             moved: Notify::new(),
             terms: Terms { ports: forward.ports, trust_ad: forward.trust_ad },
             timeout: forward.timeout,
@@ -204,7 +205,7 @@ impl Upstreams {
     /// The upstreams that some group asks, by their place in memory.
     fn asked_peers(&self) -> HashMap<*const Peer, Arc<Peer>> {
         let groups = self.all_groups();
-        let members = groups.iter().flat_map(|group| group.members.load_full().to_vec());
+        let members = groups.iter().flat_map(|group| group.asked().to_vec());
         members.map(|member| (Arc::as_ptr(&member.peer), Arc::clone(&member.peer))).collect()
     }
 
@@ -258,6 +259,8 @@ pub struct Group {
     tls_ca: Option<PathBuf>,
     /// Who is asked at this moment.
     members: ArcSwap<Vec<Arc<Member>>>,
+    /// Whose upstreams are asked instead since no route leads here any more.
+    successor: OnceLock<Arc<Self>>,
     /// Wakes exchanges in flight when `members` has changed.
     moved: Notify,
     terms: Terms,
@@ -308,15 +311,20 @@ impl Group {
         &self.counters
     }
 
+    /// Who is asked at this moment.
+    fn asked(&self) -> Guard<Arc<Vec<Arc<Member>>>> {
+        self.successor.get().map_or_else(|| self.members.load(), |next| next.asked())
+    }
+
     /// Tells whether every upstream that the group asks counts as down at this moment.
     pub fn is_down(&self) -> bool {
         let is_down = |member: &Member| member.peer.standing() == Standing::Down;
-        self.members.load().iter().all(|member| member.is_looping() || is_down(member))
+        self.asked().iter().all(|member| member.is_looping() || is_down(member))
     }
 
     /// Tells whether any upstream of the group ever answered anything (readiness).
     pub fn has_answered(&self) -> bool {
-        self.members.load().iter().any(|member| member.peer.has_answered())
+        self.asked().iter().any(|member| member.peer.has_answered())
     }
 
     /// Locks the budget.

@@ -80,7 +80,7 @@ impl Group {
         GroupStatus {
             zone: self.zone.clone(),
             ports: self.terms.ports,
-            upstreams: self.members.load().iter().map(upstream).collect(),
+            upstreams: self.asked().iter().map(upstream).collect(),
             counters: self.counters.clone(),
         }
     }

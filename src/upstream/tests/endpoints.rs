@@ -56,6 +56,59 @@ async fn queries_at_a_vanished_endpoint_go_elsewhere_at_once() {
 }
 
 #[tokio::test]
+async fn queries_at_an_upstream_that_a_reload_has_removed_go_to_those_that_are_asked_instead() {
+    for by_tcp in [false, true] {
+        let (old, new) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+        let form = |scripted: &Scripted| {
+            let transport = if by_tcp { Transport::Tcp } else { Transport::Udp };
+            Upstream { address: scripted.address, transport }
+        };
+        let (upstreams, _) = upstreams();
+        let zone = Forward { timeout: Duration::from_secs(20), ..forward() };
+        let before = upstreams.group(&zone, &[form(&old)]);
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..20 {
+            let group = Arc::clone(&before);
+            let query = query(&format!("n{n}.example.org"), Qtype::A);
+            tasks.spawn(async move { group.exchange(&query).await.expect("an answer") });
+        }
+        while old.count() < 20 {
+            tokio::time::sleep(MS).await;
+        }
+        let after = upstreams.group(&zone, &[form(&new)]);
+        upstreams.succeed(&before, &after);
+        let asked = old.count();
+        for received in tasks.join_all().await {
+            assert_eq!(received.upstream.as_ref(), form(&new).to_string());
+        }
+        // One may have been on its way.
+        assert!(old.count() <= asked + 1, "{} after {asked}", old.count());
+        let late = before.exchange(&query("late.example.org", Qtype::A)).await.expect("an answer");
+        assert_eq!(late.upstream.as_ref(), form(&new).to_string());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_a_reload_keeps_keeps_its_queries() {
+    let one =
+        Scripted::start(|seen| [vec![Act::Wait(300 * MS)], well_behaved(seen)].concat()).await;
+    let (upstreams, _) = upstreams();
+    let patient = Duration::from_secs(10);
+    let zone = Forward { retransmit_min: patient, retransmit_max: patient, ..forward() };
+    let before = upstreams.group(&zone, &[udp(&one)]);
+    let group = Arc::clone(&before);
+    let asking = tokio::spawn(async move { group.exchange(&query("example.org", Qtype::A)).await });
+    while one.count() < 1 {
+        tokio::time::sleep(MS).await;
+    }
+    let after = upstreams.group(&zone, &[udp(&one)]);
+    upstreams.succeed(&before, &after);
+    asking.await.expect("no panic").expect("an answer");
+    assert_eq!(one.count(), 1);
+    assert!(!after.members.load()[0].peer.is_gone());
+}
+
+#[tokio::test]
 async fn an_endpoint_is_replaced_a_hundred_times_under_load_and_no_query_is_lost() {
     let (upstreams, _) = upstreams();
     let group = upstreams.group(&zone(Transport::Udp), &[]);

@@ -67,6 +67,19 @@ async fn pooled_sockets_are_used_again_and_never_by_two_exchanges_at_once() {
 }
 
 #[tokio::test]
+async fn a_pooled_socket_is_closed_after_128_exchanges() {
+    let one = Scripted::start(well_behaved).await;
+    let zone = Forward { ports: PortPolicy::Pooled, ..forward() };
+    let group = upstreams().0.group(&zone, &[udp(&one)]);
+    for n in 0..129 {
+        group.exchange(&query(&format!("n{n}.example.org"), Qtype::A)).await.expect("an answer");
+    }
+    let ports: Vec<_> = one.seen().iter().map(|seen| seen.from.port()).collect();
+    assert!(ports[..128].iter().all(|port| *port == ports[0]), "one at a time needs one socket");
+    assert_ne!(ports[128], ports[0]);
+}
+
+#[tokio::test]
 async fn per_query_a_socket_is_used_again_but_never_its_port() {
     let one = Scripted::start(well_behaved).await;
     // The kernel's own range, where it lets sockets move.
