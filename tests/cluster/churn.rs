@@ -277,7 +277,8 @@ fn every_change_is_answered_as_soon_as_its_event_is_there() {
     // What comes back from an older snapshot stays for the TTL, 5 s.
     assert!(at(&ages, 1.0) < Duration::from_secs(2), "{:?}", at(&ages, 1.0));
     match of_cache.map(|heard| self::ages(&heard, &history)) {
-        Some(ages) => assert!(at(&ages, 0.5) > 10 * LIMIT, "deaf: {:?}", at(&ages, 0.5)),
+        // Who does not hear old answers hears none at all; how many there are depends on who has how much of the cores.
+        Some(ages) => assert!(at(&ages, 0.9) > 10 * LIMIT, "deaf: {:?}", at(&ages, 0.9)),
         None => {
             assert!(at(&waits, 0.99) <= LIMIT, "{:?}", at(&waits, 0.99));
             assert!(at(&ages, 0.99) <= LIMIT, "{:?}", at(&ages, 0.99));
