@@ -33,6 +33,9 @@ const LOSS_HALVES: Duration = Duration::from_secs(1);
 /// How long an upstream that refuses and did answer before may be about to restart.
 const RESTART: Duration = Duration::from_secs(1);
 
+/// After an outage's end, whoever is silent again and then answers in this time is slow: what it took counts.
+const OUTAGE_APART: Duration = Duration::from_secs(10);
+
 /// The age at which a measure of the distance is old.
 const MEASURE_AGE: Duration = Duration::from_secs(1);
 
@@ -69,6 +72,8 @@ pub struct Health {
     /// Failures since the last conclusive response.
     failing: u32,
     is_down: bool,
+    /// When an outage ended whose length was kept out of the distance.
+    back: Option<Instant>,
     probed: Option<Instant>,
 }
 
@@ -80,11 +85,12 @@ impl Health {
         conclusive: bool,
         now: Instant,
     ) -> Option<Change> {
-        if let Some(rtt) = rtt {
-            (self.rtt, self.measured) = (Some(self.smoothed(rtt)), Some(now));
-        }
         // What ends an outage is no lucky packet among lost ones: it is as near as it was.
-        self.loss = self.loss.filter(|_| !self.is_down).map(|(loss, at)| (loss / 8 * 7, at));
+        let ends_outage = self.is_away(now);
+        self.loss = self.loss.filter(|_| !ends_outage).map(|(loss, at)| (loss / 8 * 7, at));
+        if let Some(rtt) = rtt.filter(|rtt| !self.spans_outage(*rtt, ends_outage, now)) {
+            (self.rtt, self.measured) = (Some(self.smoothed(rtt, now)), Some(now));
+        }
         self.refused_since = None;
         self.failing = if conclusive { 0 } else { self.failing.saturating_add(1) };
         self.unanswered = 0;
@@ -92,13 +98,31 @@ impl Health {
         std::mem::take(&mut self.is_down).then_some(Change::CameBack)
     }
 
+    /// Tells whether a response now would be the first after a silence that is no chance.
+    fn is_away(&self, now: Instant) -> bool {
+        self.is_down || self.unanswered >= SUSPECT_AFTER && self.has_been_silent(now)
+    }
+
+    /// Tells whether a response's time is that of an outage: who hung answers what has lain there meanwhile, too.
+    fn spans_outage(&mut self, rtt: Duration, ends_outage: bool, now: Instant) -> bool {
+        let since = |back| now.saturating_duration_since(back);
+        if let Some(since) = self.back.map(since).filter(|since| *since < OUTAGE_APART) {
+            return rtt > since;
+        }
+        self.back = ends_outage.then_some(now);
+        ends_outage
+    }
+
     /// The round-trip time and its deviation with one measure more.
     ///
+    /// Who is nearer than an old measure said is believed at once: those that seem far are seldom measured.
     /// Source: RFC 6298 §2
-    fn smoothed(&self, rtt: Duration) -> (Duration, Duration) {
+    fn smoothed(&self, rtt: Duration, now: Instant) -> (Duration, Duration) {
         self.rtt.map_or((rtt, rtt / 2), |(smoothed, deviation)| {
             let off = smoothed.abs_diff(rtt);
-            ((smoothed * 7 + rtt) / 8, (deviation * 3 + off) / 4)
+            let is_nearer = rtt < smoothed && self.is_measure_old(now);
+            let mean = if is_nearer { rtt } else { (smoothed * 7 + rtt) / 8 };
+            (mean, (deviation * 3 + off) / 4)
         })
     }
 
@@ -144,9 +168,13 @@ impl Health {
     /// Tells whether silence has lasted until the upstream counts as down; to be called now and then, since
     /// it may be that nobody asks any more whose wait could end.
     pub fn look(&mut self, now: Instant) -> Option<Change> {
-        let since = self.silent_since.unwrap_or(now);
-        let silent = now.saturating_duration_since(since) >= SILENCE;
-        (self.unanswered >= DOWN_AFTER && silent).then(|| self.go_down()).flatten()
+        let is_silent = self.unanswered >= DOWN_AFTER && self.has_been_silent(now);
+        is_silent.then(|| self.go_down()).flatten()
+    }
+
+    /// Tells whether the present silence has lasted for a while.
+    fn has_been_silent(&self, now: Instant) -> bool {
+        self.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= SILENCE)
     }
 
     /// Records that nobody listens there: an ICMP error, or a connection that was refused.
@@ -328,6 +356,49 @@ mod tests {
         assert!(health.standing() == Standing::Down && health.distance(end) > Some(30 * MS));
         assert_eq!(health.on_response(Some(MS), true, end), Some(Change::CameBack));
         assert_eq!(health.distance(end), Some(MS));
+    }
+
+    #[test]
+    fn the_length_of_an_outage_is_no_distance() {
+        let (mut health, start) = (Health::default(), start());
+        health.on_response(Some(MS), true, start);
+        for n in 0..4 {
+            health.on_unanswered(start + 500 * MS * n);
+        }
+        assert_eq!(health.standing(), Standing::Suspect, "asked too seldom to be down");
+        let end = start + 6000 * MS;
+        for age in [2000, 1500, 500] {
+            health.on_response(Some(age * MS), true, end);
+            assert_eq!(health.distance(end), Some(MS), "it answers what was asked {age} ms ago");
+        }
+        health.on_response(Some(9 * MS), true, end + 9 * MS);
+        assert_eq!(health.srtt(), Some(2 * MS), "what is asked afterwards counts");
+    }
+
+    #[test]
+    fn whoever_answers_after_seconds_again_and_again_is_far() {
+        let (mut health, mut now) = (Health::default(), start());
+        health.on_response(Some(MS), true, now);
+        for _ in 0..3 {
+            now += 400 * MS;
+            health.on_unanswered(now);
+            health.on_unanswered(now);
+            now += 1600 * MS;
+            health.on_response(Some(2000 * MS), true, now);
+        }
+        assert!(health.srtt().is_some_and(|srtt| srtt > 400 * MS), "{:?}", health.srtt());
+    }
+
+    #[test]
+    fn who_is_nearer_than_an_old_measure_said_is_believed_at_once() {
+        let (mut health, start) = (Health::default(), start());
+        health.on_response(Some(300 * MS), true, start);
+        health.on_response(Some(20 * MS), true, start + MS);
+        assert_eq!(health.srtt(), Some(265 * MS), "the measure is fresh");
+        health.on_response(Some(20 * MS), true, start + MEASURE_AGE + MS);
+        assert_eq!(health.srtt(), Some(20 * MS));
+        let patience = health.patience(20 * MS, 400 * MS);
+        assert_eq!(patience, 400 * MS, "its time may vary as before");
     }
 
     #[test]

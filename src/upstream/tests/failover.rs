@@ -231,3 +231,36 @@ async fn an_upstream_that_hangs_is_felt_by_nobody_after_the_first_second() {
     let standing = group.status().upstreams.iter().map(|upstream| upstream.standing).max();
     assert_eq!(standing, Some(crate::upstream::health::Standing::Well));
 }
+
+#[tokio::test]
+async fn an_upstream_that_hung_has_its_share_within_two_seconds_although_it_answers_what_lay_there()
+{
+    let (hung, alive) = (Scripted::start(well_behaved).await, Scripted::start(well_behaved).await);
+    let (upstreams, _) = upstreams();
+    let _rounds = tokio::task::JoinSet::from_iter([Arc::clone(&upstreams).maintain()]);
+    let group = upstreams.group(&eager(), &[udp(&hung), udp(&alive)]);
+    let mut number = 0;
+    let mut ask_for = async |seconds| {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(seconds) {
+            number += 1;
+            let query = query(&format!("n{number}.example.org"), Qtype::A);
+            group.exchange(&query).await.expect("an answer");
+            tokio::time::sleep(5 * MS).await;
+        }
+    };
+    ask_for(1).await;
+    let end = Instant::now() + Duration::from_secs(4);
+    // What comes until then is answered then, as by a process that was stopped.
+    hung.behave(move |seen| {
+        let left = end.saturating_duration_since(Instant::now());
+        [Act::Wait(left)].into_iter().chain(well_behaved(seen)).collect()
+    });
+    ask_for(4).await;
+    hung.behave(well_behaved);
+    ask_for(2).await;
+    let before = (hung.count(), alive.count());
+    ask_for(1).await;
+    let since = (hung.count() - before.0, alive.count() - before.1);
+    assert!(since.0 * 10 > since.1, "{since:?}");
+}
