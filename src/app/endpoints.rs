@@ -49,6 +49,33 @@ pub struct Feed {
 /// within its tick, and who writes may be in the middle of it.
 const UNSETTLED: Duration = Duration::from_millis(100);
 
+/// What is known of a name.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    /// When it is to be resolved.
+    due: Instant,
+    /// It had no address the last time.
+    is_bare: bool,
+}
+
+impl Named {
+    /// The same, not due before a lookup under way has ended.
+    fn put_off(self, now: Instant) -> Self {
+        Self { due: now + MOST_TTL, ..self }
+    }
+
+    /// Says, once, that a name has no address any more, or has some again.
+    fn say(self, name: &Name, before: bool) {
+        match (before, self.is_bare) {
+            (false, true) => {
+                tracing::warn!(%name, "upstream's name has no address; those that it had are kept");
+            }
+            (true, false) => tracing::info!(%name, "upstream's name has addresses again"),
+            _ => {}
+        }
+    }
+}
+
 /// What tells one state of a file from another: when it was changed, its size, and which file it is.
 type Stamp = (SystemTime, u64, u64);
 
@@ -81,21 +108,22 @@ impl Feed {
     /// What was said last stays in force.
     pub async fn run(self: Arc<Self>, resolver: Arc<Resolver>) {
         let mut files: HashMap<PathBuf, Option<Stamp>> = HashMap::new();
-        let mut names: HashMap<Name, Instant> = HashMap::new();
-        let mut lookups = JoinSet::new();
+        let mut names: HashMap<Name, Named> = HashMap::new();
+        let mut lookups: JoinSet<(Name, Named)> = JoinSet::new();
         loop {
             let sources = sources(&resolver);
             self.look_at_files(&sources, &mut files);
             names.retain(|name, _| sources.contains(&EndpointSource::Name(name.clone())));
             while let Some(Ok((name, next))) = lookups.try_join_next() {
-                names.insert(name, next);
+                let before = names.insert(name.clone(), next);
+                next.say(&name, before.is_some_and(|before| before.is_bare));
             }
             let now = clock::now();
             for source in &sources {
                 let EndpointSource::Name(name) = source else { continue };
-                if names.get(name).is_none_or(|due| *due <= now) {
-                    // Not again before this lookup has ended.
-                    names.insert(name.clone(), now + MOST_TTL);
+                let known = names.entry(name.clone()).or_insert(Named { due: now, is_bare: false });
+                if known.due <= now {
+                    *known = known.put_off(now);
                     lookups.spawn(Arc::clone(&self).look_up(name.clone(), Arc::clone(&resolver)));
                 }
             }
@@ -122,7 +150,7 @@ impl Feed {
 
     /// Resolves a name and gives back when it is due again. One that cannot be resolved keeps the addresses
     /// that it had.
-    async fn look_up(self: Arc<Self>, name: Name, resolver: Arc<Resolver>) -> (Name, Instant) {
+    async fn look_up(self: Arc<Self>, name: Name, resolver: Arc<Resolver>) -> (Name, Named) {
         let source = EndpointSource::Name(name.clone());
         let (mut addresses, mut ttl) = (Vec::new(), MOST_TTL);
         for qtype in [Qtype::A, Qtype::AAAA] {
@@ -140,12 +168,13 @@ impl Feed {
         }
         addresses.sort_unstable();
         addresses.dedup();
-        if addresses.is_empty() {
-            tracing::warn!(%name, "upstream's name has no address; those that it had are kept");
-            return (name, clock::now() + RETRY);
+        let is_bare = addresses.is_empty();
+        if is_bare {
+            ttl = RETRY;
+        } else {
+            self.set(&source, addresses);
         }
-        self.set(&source, addresses);
-        (name, clock::now() + ttl)
+        (name, Named { due: clock::now() + ttl, is_bare })
     }
 }
 

@@ -143,8 +143,9 @@ impl Routes {
         self.local_zone
     }
 
-    /// All forward zones, the root's first, the others in no order.
+    /// All forward zones, each once, the root's first, the others in no order.
     pub fn zones(&self) -> impl Iterator<Item = &Arc<ForwardZone>> {
-        std::iter::once(&self.root).chain(self.forward.values())
+        let others = self.forward.values().filter(|zone| !zone.name.is_root());
+        std::iter::once(&self.root).chain(others)
     }
 }

@@ -60,3 +60,29 @@ fn a_name_that_leads_elsewhere_takes_all_queries_along_and_none_goes_to_the_old_
     }
     assert_eq!(old.seen().len(), before, "no query to the old address");
 }
+
+#[test]
+fn a_name_without_an_address_is_said_once_and_again_when_it_has_one() {
+    let has_address = Arc::new(AtomicBool::new(false));
+    let has = Arc::clone(&has_address);
+    let sink = Sink::start(move |seen| {
+        let is_there = has.load(Ordering::Relaxed) && seen.qtype == qtype::A;
+        match is_there {
+            true => seen.reply().a(seen, 1, [127, 0, 77, 3]).now(),
+            false => seen.reply().soa(1, 1).now(),
+        }
+    });
+    let daemon = Setup::towards(sink.address)
+        .tables(
+            "[[forward]]\nzone = \"example.org\"\nupstreams = [\"name:dns.example.net:5300\"]\n",
+        )
+        .start();
+    let said = |what: &str| daemon.log().matches(what).count();
+    // Every two seconds it is looked for again, for either family.
+    let looked_for = || sink.seen_for("dns.example.net.").len();
+    assert!(until(CHANGE, || looked_for() >= 6), "{}", daemon.log());
+    assert_eq!(said("name has no address"), 1, "{}", daemon.log());
+    has_address.store(true, Ordering::Relaxed);
+    assert!(until(CHANGE, || said("name has addresses again") == 1), "{}", daemon.log());
+    assert!(daemon.admin("/upstreams").body.contains("127.0.77.3:5300"));
+}

@@ -94,6 +94,14 @@ async fn what_no_cache_answers_is_refused_by_its_kind() {
 }
 
 #[tokio::test]
+async fn every_forward_zone_is_listed_once_and_the_roots_first() {
+    let zone = "[[forward]]\nzone = \"corp.example.org\"\nupstreams = [\"192.0.2.9\"]\n";
+    let routes = Stage::new(zone, well_behaved).await.resolver.routes();
+    let names: Vec<_> = routes.zones().map(|zone| zone.name.to_string()).collect();
+    assert_eq!(names, [".", "corp.example.org."]);
+}
+
+#[tokio::test]
 async fn the_longest_suffix_decides_and_a_written_zone_beats_a_special_name() {
     let other =
         Scripted::start(|seen| vec![Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 9], 60))])
