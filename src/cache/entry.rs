@@ -93,6 +93,11 @@ impl Entry {
         }
     }
 
+    /// How long the entry is past its lifetime at `now`; zero while it is fresh.
+    pub fn overdue(&self, now: Instant) -> Duration {
+        self.age(now).saturating_sub(self.lifetime.fresh)
+    }
+
     /// How the TTLs of the entry are to be written at `now`: local and cluster ones are constant.
     pub fn aging(&self, now: Instant) -> Aging {
         match (self.source.origin, self.state(now)) {

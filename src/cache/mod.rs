@@ -100,8 +100,9 @@ impl Cache {
         }
         match entry.state(now) {
             State::Fresh => Found::Fresh(entry),
-            State::Stale => Found::Stale(entry),
-            State::Dead => Found::Absent,
+            // A reload may have shortened the stale time since the entry was stored.
+            State::Stale if entry.overdue(now) < self.policy.load().stale => Found::Stale(entry),
+            State::Stale | State::Dead => Found::Absent,
         }
     }
 
@@ -140,16 +141,16 @@ impl Cache {
         if lifetime != Lifetime::NONE && current && policy.size > 0 {
             self.insert(key, &entry);
         } else if current && source.origin == Origin::Forward {
-            self.outdate(key, now);
+            self.outdate(key);
         }
         entry
     }
 
-    /// Takes out what is past its lifetime under a key whose newest response may not be kept: served stale
+    /// Takes out what lies under a key whose newest response may not be kept: it is older, and served stale
     /// it would bring back what holds no longer.
-    fn outdate(&self, key: &impl Lookup, now: Instant) {
+    fn outdate(&self, key: &impl Lookup) {
         let key = key.to_key();
-        if self.store.holds(&key, |entry| entry.state(now) != State::Fresh) {
+        if self.store.holds(&key) {
             self.store.remove(&key);
         }
     }

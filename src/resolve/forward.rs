@@ -56,7 +56,10 @@ impl Resolver {
         let now = clock::now();
         match self.cache.lookup(&key, now) {
             Found::Fresh(entry) => return Ok(Response { aging: entry.aging(now), entry }),
-            _ if !query.recursion_desired => return Err(ResolveError::NotRecursive),
+            _ if !query.recursion_desired => {
+                self.cache.metrics().misses.inc();
+                return Err(ResolveError::NotRecursive);
+            }
             Found::Stale(entry) => {
                 // Boxed, as all that is rare: each miss would carry it along.
                 return Ok(Box::pin(self.renew_or_stale(query, &key, zone, entry)).await);
@@ -93,7 +96,10 @@ impl Resolver {
             loop {
                 let left = until.saturating_duration_since(clock::now());
                 match tokio::time::timeout(left.min(LOOK_EVERY), &mut renewal).await {
-                    Ok(Some(Ok(entry))) => return Response { entry, aging: Aging::Fresh },
+                    Ok(Some(Ok(entry))) => {
+                        self.cache.metrics().misses.inc();
+                        return Response { entry, aging: Aging::Fresh };
+                    }
                     Ok(_) => break,
                     Err(_) if left <= LOOK_EVERY || zone.group.is_down() => {
                         self.in_flight.outlast(key);

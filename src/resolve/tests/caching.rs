@@ -308,6 +308,40 @@ async fn an_alias_whose_target_fails_replaces_no_whole_answer_and_is_kept_for_a_
 }
 
 #[tokio::test]
+async fn a_stale_time_that_is_shortened_holds_for_what_is_stored_already() {
+    let stage = Stage::new("", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    skip(61 * SECOND).await;
+    let stale = stage.ask("example.org", Qtype::A).await.expect("stale");
+    assert_eq!(stale.aging, Aging::Stale);
+    let policy = config::Cache::clone(&stage.resolver.cache.policy());
+    stage.resolver.cache.set_policy(config::Cache { stale: Duration::ZERO, ..policy });
+    let response = stage.ask("example.org", Qtype::A).await;
+    assert!(response.is_err(), "{response:?}");
+}
+
+#[tokio::test]
+async fn what_the_cache_cannot_answer_is_a_miss_each_time() {
+    let stage = Stage::new("", well_behaved).await;
+    let misses = || stage.metrics.cache.misses.get();
+    let asked = Query { recursion_desired: false, ..query("example.org", Qtype::A) };
+    let refused = stage.resolver.resolve(&asked, Carrier::Datagram).await;
+    assert!(refused.is_err() && misses() == 1, "nothing is there: {}", misses());
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert_eq!(misses(), 2, "nothing is there, and an upstream is asked");
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    assert_eq!(misses(), 2, "a hit");
+    skip(61 * SECOND).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered anew");
+    assert_eq!(misses(), 3, "what is there is too old");
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    skip(61 * SECOND).await;
+    stage.ask("example.org", Qtype::A).await.expect("stale");
+    assert_eq!(misses(), 3, "a stale answer is a hit");
+}
+
+#[tokio::test]
 async fn what_may_not_be_kept_ends_the_stale_time_of_what_was_before() {
     for newest in [
         |seen: &Seen| message::answer_a(&seen.wire, [192, 0, 2, 2], 0),
@@ -335,6 +369,22 @@ async fn a_name_is_renewed_with_recursion_desired_whoever_has_asked_for_it() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(stage.upstream.seen().iter().all(|seen| seen.wire[2] & 1 == 1), "RD");
+}
+
+#[tokio::test]
+async fn a_renewal_that_may_not_be_kept_ends_what_was_before() {
+    let stage = Stage::new("", well_behaved).await;
+    stage.ask("example.org", Qtype::A).await.expect("answered");
+    let newest = |seen: &Seen| vec![Act::Send(message::answer_a(&seen.wire, [192, 0, 2, 2], 0))];
+    stage.upstream.behave(newest);
+    let asked = query("example.org", Qtype::A);
+    let routes = stage.resolver.routes();
+    let Route::Forward(zone) = routes.route(&asked.qname) else { panic!("it is forwarded") };
+    stage.resolver.renew(&asked, zone).await;
+    skip(61 * SECOND).await;
+    stage.upstream.behave(|seen| vec![Act::Send(message::empty(&seen.wire, Rcode::SERVFAIL))]);
+    let response = stage.ask("example.org", Qtype::A).await;
+    assert!(response.is_err(), "{response:?}");
 }
 
 #[tokio::test]
