@@ -50,15 +50,14 @@ pub fn admit(
     let min = if encoded.is_negative() { Ttl::from_wire(0) } else { min };
     encoded.map_ttls(|ttl| ttl.max(min).min(max));
     encoded.level_ttls();
-    match lifetime(&encoded, policy) {
-        Some(ttl) if ttl.as_secs() > 0 => {
-            if encoded.is_negative() {
-                // What a stub resolver caches of it must not outlive what we cache of it.
-                encoded.map_ttls(|stored| stored.min(ttl));
-            }
-            (encoded, Lifetime { fresh: ttl.as_duration(), stale: policy.stale })
-        }
-        _ => (encoded, Lifetime::NONE),
+    let lifetime = lifetime(&encoded, policy);
+    if let Some(ttl) = lifetime.filter(|_| encoded.is_negative()) {
+        // What a stub resolver caches of it must not outlive what we cache of it, be that nothing.
+        encoded.map_ttls(|stored| stored.min(ttl));
+    }
+    match lifetime.filter(|ttl| ttl.as_secs() > 0) {
+        Some(ttl) => (encoded, Lifetime { fresh: ttl.as_duration(), stale: policy.stale }),
+        None => (encoded, Lifetime::NONE),
     }
 }
 
@@ -160,6 +159,7 @@ mod tests {
         for (rcode, records, secs) in [
             (Rcode::NXDOMAIN, vec![Record::soa("org", 5, 300)], 5),
             (Rcode::NOERROR, vec![Record::soa("org", 300, 5)], 5),
+            (Rcode::NXDOMAIN, vec![Record::soa("org", 300, 0)], 0),
             (Rcode::NXDOMAIN, vec![Record { ttl: 7, ..CNAME }, Record::soa("org", 9, 9)], 7),
             (Rcode::NXDOMAIN, vec![Record::soa("org", 900, 900)], 600),
         ] {
@@ -169,6 +169,8 @@ mod tests {
             assert_eq!(lifetime.fresh.as_secs(), secs, "{records:?}");
             let served = encoded.negative_ttl().map(|ttl| u64::from(ttl.as_secs()));
             assert_eq!(served, Some(secs), "{records:?}");
+            let longest = encoded.records().map(|(_, record)| encoded.ttl_of(&record).as_secs());
+            assert_eq!(longest.max().map(u64::from), Some(secs), "{records:?}");
         }
     }
 

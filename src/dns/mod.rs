@@ -52,6 +52,7 @@ impl Qtype {
     pub const NAPTR: Self = Self(35);
     pub const DNAME: Self = Self(39);
     pub const OPT: Self = Self(41);
+    pub const DS: Self = Self(43);
     pub const RRSIG: Self = Self(46);
     pub const NSEC: Self = Self(47);
     pub const NSEC3: Self = Self(50);

@@ -1,7 +1,8 @@
 //! What of a response belongs to its question: the rest is neither cached nor handed on. Pure.
 //!
-//! The answer is about the qname and where its aliases lead, the authority section about zones above these,
-//! and the additional section about names that the others lead to.
+//! The answer is about the qname and where its aliases lead, the authority section says of zones above these what
+//! they are and who serves them, and the additional section is about names that the others lead to. All are of the
+//! question's class.
 //!
 //! Source: RFC 2181 §5.4.1, RFC 5452 §6
 
@@ -67,6 +68,8 @@ fn without_strays(encoded: &Encoded) -> Option<Encoded> {
 /// Names that a response may speak of, as offsets in it.
 struct Scope<'a> {
     wire: &'a [u8],
+    /// The question's.
+    class: Option<u16>,
     /// The qname and the targets of its aliases.
     chain: SmallVec<[usize; 8]>,
     /// Other names that records lead to.
@@ -83,7 +86,9 @@ impl<'a> Scope<'a> {
     fn of(encoded: &'a Encoded, with_strays: bool) -> Option<Self> {
         let (targets, kept) = (SmallVec::new(), Vec::new());
         let chain = smallvec![HEADER_LEN];
-        let mut scope = Self { wire: encoded.as_wire(), chain, targets, is_open: false, kept };
+        let class = encoded.question().last_chunk().map(|class| u16::from_be_bytes(*class));
+        let wire = encoded.as_wire();
+        let mut scope = Self { wire, class, chain, targets, is_open: false, kept };
         if with_strays {
             scope.follow_all(encoded);
         }
@@ -109,6 +114,7 @@ impl<'a> Scope<'a> {
                 *section == Section::Answer && Qtype(record.rtype) == Qtype::CNAME
             })
             .map(|(_, record)| record)
+            .filter(|record| Some(record.class) == self.class)
             .collect();
         let mut at = 0;
         while let Some(&name) = self.chain.get(at) {
@@ -132,14 +138,16 @@ impl<'a> Scope<'a> {
     fn admits(&self, section: Section, record: &RecordAt) -> bool {
         let is_on = |names: &[usize]| names.iter().any(|at| is_same(self.wire, *at, record.start));
         let is_above = || self.chain.iter().any(|at| is_within(self.wire, *at, record.start));
-        match (section, Qtype(record.rtype)) {
+        let belongs = match (section, Qtype(record.rtype)) {
             (Section::Answer, Qtype::DNAME | Qtype::RRSIG) => is_above(),
             (Section::Answer, _) => is_on(&self.chain),
             // What is signed or proven may stand beside the name.
             (Section::Authority, Qtype::RRSIG | Qtype::NSEC | Qtype::NSEC3) => true,
-            (Section::Authority, _) => is_above(),
+            (Section::Authority, Qtype::SOA | Qtype::NS | Qtype::DS) => is_above(),
+            (Section::Authority, _) => false,
             (Section::Additional, _) => self.is_open || is_on(&self.chain) || is_on(&self.targets),
-        }
+        };
+        belongs && Some(record.class) == self.class
     }
 
     /// Takes in the names that a record leads to.
@@ -215,8 +223,12 @@ mod tests {
     /// What is left of these records in a response about `www.example.org.`, as owners and types; `None` for a
     /// stray.
     fn left(qtype: Qtype, records: &[Record<'_>]) -> Option<String> {
-        let wire = message("www.example.org", qtype, Rcode::NOERROR, records);
-        match scrub(Encoded::from_wire(&wire).expect("well-formed")) {
+        left_of(&message("www.example.org", qtype, Rcode::NOERROR, records))
+    }
+
+    /// The same of a whole message.
+    fn left_of(wire: &[u8]) -> Option<String> {
+        match scrub(Encoded::from_wire(wire).expect("well-formed")) {
             Scrubbed::Stray => None,
             Scrubbed::Sound(encoded) => {
                 let text = |(_, record): (Section, RecordAt)| {
@@ -289,6 +301,37 @@ mod tests {
             let expected = expected.map(str::to_owned);
             assert_eq!(left(Qtype::A, &records), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_record_of_another_class_than_the_questions_says_nothing() {
+        let a = Record::answer("www.example.org", Qtype::A, 60, A);
+        let alias = Record::answer("www.example.org", Qtype::CNAME, 60, b"\x01b\0");
+        let soa = Record::soa("example.org", 9, 9);
+        for (what, records, expected) in [
+            ("the only answer", vec![a], None),
+            ("one of two", vec![a, a], Some("www.example.org. A")),
+            ("an alias", vec![a, alias], Some("www.example.org. A")),
+            ("what proves that there is none", vec![soa], Some("")),
+        ] {
+            let mut wire = message("www.example.org", Qtype::A, Rcode::NOERROR, &records);
+            // Of the last record, in front of its TTL, length and data.
+            let behind = 4 + 2 + records.last().expect("one").rdata.len();
+            let class = wire.len() - behind - 1;
+            for other in [3, 255] {
+                wire[class] = other;
+                assert_eq!(left_of(&wire), expected.map(str::to_owned), "{what}, {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_authority_section_is_for_zones_and_proofs() {
+        let a = Record::answer("www.example.org", Qtype::A, 60, A);
+        let ns = Record::authority("example.org", Qtype::NS, 60, b"\x01b\0");
+        let poison = Record::authority("example.org", Qtype::A, 60, A);
+        let expected = "www.example.org. A, example.org. NS";
+        assert_eq!(left(Qtype::A, &[a, poison, ns]).as_deref(), Some(expected));
     }
 
     #[test]

@@ -22,6 +22,18 @@ const DOUBTED: Duration = Duration::from_secs(5);
 /// Answers in a row without OPT, none with it before, after which queries do without it too.
 const OPT_MISSING: u32 = 3;
 
+/// EDNS queries in a row that nothing answered, while nothing ever answered one, after which every other query
+/// does without it.
+const EDNS_LOST: u32 = 3;
+
+/// The same where one was answered before: whoever is away hears nothing either, so it takes more; even, so that
+/// the next query carries EDNS.
+const EDNS_LOST_LATER: u32 = 16;
+
+/// For how long then nothing but queries without EDNS must have been answered until that is believed: who comes
+/// back from an outage answers both.
+const EDNS_DOUBTED: Duration = Duration::from_secs(3);
+
 /// Refusals of EDNS in a row that outweigh earlier EDNS responses.
 const EDNS_REFUSALS: u32 = 3;
 
@@ -36,9 +48,11 @@ const FUTILE_FOR: Duration = Duration::from_secs(5);
 pub struct Manners {
     /// Until then queries go without EDNS.
     plain_until: Option<Instant>,
-    /// EDNS queries that nothing answered, while nothing ever answered one.
+    /// EDNS queries that nothing answered since one was; others too, once they are many.
     edns_unanswered: u32,
     edns_answered: bool,
+    /// When the first query without EDNS was answered since they were many although one was answered before.
+    plain_answered: Option<Instant>,
     /// Refusals of EDNS since an EDNS query was last answered.
     edns_refused: u32,
     /// Refusals of EDNS in a row that came without it too, and until when they are taken at their word.
@@ -88,7 +102,16 @@ impl Manners {
     pub fn has_edns(&self, dnssec_ok: bool, now: Instant) -> bool {
         let refused = self.plain_until.is_some_and(|until| now < until);
         let ignored = !dnssec_ok && self.ignored_until.is_some_and(|until| now < until);
-        !refused && !ignored && (self.edns_unanswered < 3 || self.edns_unanswered.is_multiple_of(2))
+        // An answer without the signatures that were asked for would be believed and kept.
+        let must = dnssec_ok && self.edns_answered;
+        let is_tried = !self.is_edns_lost() || must || self.edns_unanswered.is_multiple_of(2);
+        !refused && !ignored && is_tried
+    }
+
+    /// Tells whether so many EDNS queries met silence that EDNS may be the reason.
+    fn is_edns_lost(&self) -> bool {
+        let many = if self.edns_answered { EDNS_LOST_LATER } else { EDNS_LOST };
+        self.edns_unanswered >= many
     }
 
     /// Learns from a conclusive response to a query of this style.
@@ -134,12 +157,24 @@ impl Manners {
     /// Learns from any response to a query of this style.
     pub fn on_reply(&mut self, style: Style, now: Instant) {
         if style.edns {
-            self.edns_answered = true;
-            self.edns_refused = 0;
-        } else if self.edns_unanswered >= 3 {
+            (self.edns_answered, self.edns_refused, self.plain_answered) = (true, 0, None);
+        } else if self.is_edns_lost() {
+            if self.edns_answered && !self.is_edns_dropped(now) {
+                self.edns_unanswered = EDNS_LOST_LATER;
+                return;
+            }
             self.plain_until = Some(now + REMEMBERED);
+            (self.edns_answered, self.plain_answered) = (false, None);
         }
         self.edns_unanswered = 0;
+    }
+
+    /// Tells whether queries without EDNS alone have been answered for a while, and another one with it was not,
+    /// of an upstream that has answered EDNS before; the first time only notes when that was.
+    fn is_edns_dropped(&mut self, now: Instant) -> bool {
+        let since = *self.plain_answered.get_or_insert(now);
+        let is_tried = self.edns_unanswered > EDNS_LOST_LATER;
+        is_tried && now.saturating_duration_since(since) >= EDNS_DOUBTED
     }
 
     /// Learns that a query was refused with EDNS and answered without.
@@ -170,7 +205,7 @@ impl Manners {
 
     /// Learns from silence.
     pub fn on_unanswered(&mut self, style: Style) {
-        if !self.edns_answered && (style.edns || self.edns_unanswered >= 3) {
+        if style.edns || self.is_edns_lost() {
             self.edns_unanswered = self.edns_unanswered.saturating_add(1);
         }
     }
@@ -304,10 +339,43 @@ mod tests {
 
         let mut known = Manners::default();
         known.on_answer(known.style(false, false, now), true, now);
-        for _ in 0..10 {
+        for _ in 0..EDNS_LOST_LATER {
             let style = known.style(false, false, now);
             assert!(style.edns);
             known.on_unanswered(style);
         }
+    }
+
+    #[test]
+    fn an_upstream_that_no_longer_hears_edns_is_asked_without_but_not_one_that_was_away() {
+        let (mut manners, mut now) = (Manners::default(), start());
+        manners.on_answer(manners.style(false, false, now), true, now);
+        // What one query meets that is sent until something answers it; tells whether that had EDNS.
+        let ask = |manners: &mut Manners, hears_edns: bool, now| loop {
+            let style = manners.style(false, false, now);
+            assert!(manners.has_edns(true, now), "signatures are asked for all the same");
+            if !style.edns || hears_edns {
+                manners.on_answer(style, true, now);
+                return style.edns;
+            }
+            manners.on_unanswered(style);
+        };
+        let away = |manners: &mut Manners, now| {
+            for _ in 0..25 {
+                manners.on_unanswered(manners.style(false, false, now));
+            }
+        };
+        away(&mut manners, now);
+        assert!(!ask(&mut manners, true, now), "every other query does without");
+        now += EDNS_DOUBTED;
+        assert!(ask(&mut manners, true, now) && ask(&mut manners, true, now), "it was away");
+        away(&mut manners, now);
+        for _ in 0..3 {
+            assert!(!ask(&mut manners, false, now));
+            now += EDNS_DOUBTED / 2;
+        }
+        assert!(!manners.has_edns(true, now), "remembered");
+        assert!(!manners.style(false, false, now).edns);
+        assert!(manners.style(false, false, now + REMEMBERED).edns, "tried again");
     }
 }

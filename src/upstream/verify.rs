@@ -10,9 +10,9 @@ use rand::RngExt;
 use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::edns::Edns;
 use crate::dns::query::Query;
-use crate::dns::response::Encoded;
-use crate::dns::wire::{self, flag};
-use crate::dns::{HEADER_LEN, Qtype, Rcode};
+use crate::dns::response::{Encoded, Section};
+use crate::dns::wire::{self, RecordAt, flag};
+use crate::dns::{HEADER_LEN, MAX_NAME_LEN, Qtype, Rcode};
 
 /// A query as it went out, and how strictly its response is compared.
 #[derive(Debug)]
@@ -47,15 +47,21 @@ pub enum Verdict {
     /// NOERROR or NXDOMAIN. `echoed`: the qname's case came back as sent. `knows_edns`: the query's OPT was
     /// read, if it had one.
     Conclusive { encoded: Encoded, echoed: bool, knows_edns: bool },
-    /// A response that ends nothing: another RCODE, or a referral.
+    /// A response that ends nothing: another RCODE, a referral, or an answer about other names.
     Failure { rcode: Rcode, ede: Option<Ede>, edns_refused: bool },
 }
 
 /// The longest datagram to who sent no OPT (RFC 1035 §4.2.1).
 const PLAIN_LEN: usize = 512;
 
+/// A name that is nothing but a pointer to the question's.
+const TO_QUESTION: u16 = 0xc000 | HEADER_LEN as u16;
+
 /// What a referral from a recursive resolver is reported as.
 const REFERRAL: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream sent a referral");
+
+/// What a response that is about other names is reported as.
+const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
 
 /// What a response that is cut even on a stream is reported as.
 const CUT_STREAM: Ede = Ede::new(EdeCode::INVALID_DATA, "truncated although sent by TCP");
@@ -173,6 +179,13 @@ impl Asked {
             let ede = Some(encoded.ede().unwrap_or(REFERRAL));
             return Verdict::Failure { rcode: Rcode::SERVFAIL, ede, edns_refused: false };
         }
+        if is_stray(&encoded) {
+            return Verdict::Failure {
+                rcode: Rcode::SERVFAIL,
+                ede: Some(STRAY),
+                edns_refused: false,
+            };
+        }
         if rcode.is_conclusive() {
             // Without OPT nobody sends signatures.
             let knows_edns = opt || encoded.answer_types().any(|rtype| rtype == Qtype::RRSIG);
@@ -194,6 +207,41 @@ impl Asked {
         };
         self.edns && refused
     }
+}
+
+/// Tells whether an answer holds records, but none that anything of it can be about: of the question's class, at
+/// the qname, or above it where a whole tree is an alias. What leads on from there is not looked at.
+fn is_stray(encoded: &Encoded) -> bool {
+    let (message, question) = (encoded.as_wire(), encoded.question());
+    let Some((qname, class)) = question
+        .split_last_chunk()
+        .map(|(rest, class)| (&rest[..rest.len() - 2], u16::from_be_bytes(*class)))
+    else {
+        return false;
+    };
+    let is_about = |record: &RecordAt| {
+        // Nearly every owner is nothing but a pointer to the question.
+        record.class == class
+            && (wire::u16_at(message, record.start) == Some(TO_QUESTION)
+                || Qtype(record.rtype) == Qtype::DNAME
+                || is_name(message, record.start, qname))
+    };
+    let mut answer = encoded
+        .records()
+        .take_while(|(section, _)| *section == Section::Answer)
+        .map(|(_, record)| record)
+        .peekable();
+    encoded.rcode() == Rcode::NOERROR
+        && answer.peek().is_some()
+        && !answer.any(|record| is_about(&record))
+        && encoded.negative_ttl().is_none()
+}
+
+/// Tells whether the name at `at` is `name`, whatever their case.
+fn is_name(message: &[u8], at: usize, name: &[u8]) -> bool {
+    let mut owner = [0; MAX_NAME_LEN];
+    let length = wire::expand_name(message, at, &mut owner).unwrap_or_default();
+    owner[..length].eq_ignore_ascii_case(name)
 }
 
 /// Gives each letter of a wire name a random case.
@@ -330,6 +378,29 @@ mod tests {
         let asked = asked(STYLE);
         let verdict = asked.judge_datagram(&message::referral(asked.wire()));
         assert!(matches!(verdict, Verdict::Failure { rcode: Rcode::SERVFAIL, .. }), "{verdict:?}");
+    }
+
+    #[test]
+    fn an_answer_about_other_names_or_of_another_class_is_a_failure() {
+        let asked = asked(STYLE);
+        let alias = b"\x01b\x07example\x03net\0";
+        let a = |owner: &[u8]| message::record(owner, Qtype::A, 60, &[192, 0, 2, 1]);
+        let cname = message::record(&[0xc0, 12], Qtype::CNAME, 60, alias);
+        let dname = message::record(b"\x03org\0", Qtype::DNAME, 60, b"\x03net\0");
+        let whole = b"\x12A-RATHER-LONG-NAME\x07example\x03org\0";
+        let classed = with(a(&[0xc0, 12]), |record| record[5] = 3);
+        for (what, records, verdict) in [
+            ("the qname", vec![a(&[0xc0, 12])], 'c'),
+            ("written out", vec![a(whole)], 'c'),
+            ("at the end of aliases in any order", vec![a(alias), cname], 'c'),
+            ("below an alias of a whole tree", vec![dname, a(alias)], 'c'),
+            ("another name", vec![a(alias)], 'f'),
+            ("another class", vec![classed], 'f'),
+            ("nothing", vec![], 'c'),
+        ] {
+            let wire = message::with_records(asked.wire(), Rcode::NOERROR, [&records, &[]]);
+            assert_eq!(letter(&asked.judge_datagram(&wire)), verdict, "{what}");
+        }
     }
 
     #[test]

@@ -210,3 +210,24 @@ async fn an_upstream_that_closes_after_a_few_answers_gets_the_rest_of_the_querie
         }
     }
 }
+
+#[tokio::test]
+async fn who_answers_about_other_names_is_passed_over() {
+    let record = message::record(b"\x06victim\x07example\x03net\0", Qtype::A, 60, &[192, 0, 2, 66]);
+    let liar = Scripted::start(send(move |wire| {
+        message::with_records(wire, Rcode::NOERROR, [std::slice::from_ref(&record), &[]])
+    }))
+    .await;
+    let honest = Scripted::start(well_behaved).await;
+    let both = group(&[&liar, &honest]);
+    for number in 0..20 {
+        let asked = query(&format!("{number}.example.org"), Qtype::A);
+        assert!(both.exchange(&asked).await.expect("an answer").encoded.has_answer());
+    }
+    assert!(liar.count() > 0, "it was asked too");
+    let failed = group(&[&liar]).exchange(&query("example.org", Qtype::A)).await;
+    assert!(
+        matches!(failed, Err(ExchangeError::Failed { rcode: Rcode::SERVFAIL, .. })),
+        "{failed:?}"
+    );
+}
