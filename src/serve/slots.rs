@@ -1,4 +1,4 @@
-//! Tasks that resolve one query after another, on one worker: a task and its future, 2 kB which are
+//! Tasks that resolve one query after another, on one worker: a task and its future, 3 kB which are
 //! too large for the allocator's quick bins, are made for many queries, not for each.
 
 use std::future::{Future, poll_fn};
@@ -34,29 +34,38 @@ impl<J: Send + 'static> Slots<J> {
     /// Must be called on the worker, always the same one, with the same `work`.
     pub fn give<F>(self: &Arc<Self>, job: J, work: impl Fn(J) -> F + Send + 'static)
     where
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         let idle = locked(&self.0).pop();
         match idle {
             Some(slot) => slot.put(job),
             None => {
-                let slots = Arc::clone(self);
-                tokio::spawn(async move { slots.go_on(job, work).await });
+                let slot = Arc::new(Slot(Mutex::new(Mail { job: Some(job), waiting: None })));
+                tokio::spawn(Arc::clone(self).go_on(slot, work));
             }
         }
     }
 
-    /// Does `job` and whatever is given to this task afterwards.
-    async fn go_on<F: Future<Output = ()>>(&self, job: J, work: impl Fn(J) -> F) {
-        let slot = Arc::new(Slot(Mutex::new(Mail { job: Some(job), waiting: None })));
-        loop {
-            let job = poll_fn(|context| slot.poll(context)).await;
-            work(job).await;
-            let mut idle = locked(&self.0);
-            if idle.len() >= MAX_IDLE {
-                return;
+    /// Does what lies in the mailbox, and whatever is given to this task afterwards.
+    #[expect(clippy::manual_async_fn, reason = "a function's arguments lie in its future twice")]
+    fn go_on<F>(
+        self: Arc<Self>,
+        slot: Arc<Slot<J>>,
+        work: impl Fn(J) -> F + Send,
+    ) -> impl Future<Output = ()> + Send
+    where
+        F: Future<Output = ()> + Send,
+    {
+        async move {
+            loop {
+                let job = poll_fn(|context| slot.poll(context)).await;
+                work(job).await;
+                let mut idle = locked(&self.0);
+                if idle.len() >= MAX_IDLE {
+                    return;
+                }
+                idle.push(Arc::clone(&slot));
             }
-            idle.push(Arc::clone(&slot));
         }
     }
 }

@@ -3,9 +3,11 @@
 //! A hit is answered in the thread, with no allocation and no await. A miss is copied and given to a
 //! worker of the resolver runtime, which sends its response through the same socket.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -321,21 +323,30 @@ impl Miss {
     }
 
     /// Resolves the query and leaves its response to be sent.
-    pub async fn resolve((miss, share): Job) {
+    #[expect(clippy::manual_async_fn, reason = "a function's arguments lie in its future twice")]
+    pub fn resolve(job: Job) -> impl Future<Output = ()> + Send {
+        async move {
+            if let Some(deadline) = job.0.deadline {
+                // Boxed: few have had to wait.
+                return Box::pin(Self::resolve_by(deadline, job)).await;
+            }
+            let (miss, asked) = (&job.0, (job.0.source(), Carrier::Datagram));
+            let answer = handler::handle(&miss.handler, &miss.wire, asked, miss.received, || true);
+            if let Some(response) = answer.await {
+                let (miss, share) = job;
+                miss.back.depart(response, share);
+            }
+        }
+    }
+
+    /// The same for a query that had to wait: something is answered by the deadline.
+    async fn resolve_by(deadline: Instant, (miss, share): Job) {
         let source = miss.source();
-        let Self { wire, handler, received, deadline, back } = miss;
+        let Self { wire, handler, received, back, .. } = miss;
         let is_shed = AtomicBool::new(false);
         let is_owed = || !is_shed.load(Ordering::Relaxed);
         let asked = (source, Carrier::Datagram);
-        let answer = handler::handle(&handler, &wire, asked, received, is_owed);
-        let Some(deadline) = deadline else {
-            if let Some(response) = answer.await {
-                back.depart(response, share);
-            }
-            return;
-        };
-        // Boxed: few have had to wait.
-        let mut answer = Box::pin(answer);
+        let mut answer = pin!(handler::handle(&handler, &wire, asked, received, is_owed));
         match timeout_at(deadline.into(), answer.as_mut()).await {
             Ok(Some(response)) => back.depart(response, share),
             Ok(None) => {}
@@ -345,7 +356,7 @@ impl Miss {
                     back.depart(response, share.another());
                 }
                 // The exchange goes on: others may wait for it, and the cache wants what comes of it.
-                drop(answer.await);
+                let _ = answer.await;
             }
         }
     }
