@@ -72,13 +72,15 @@ impl Upstreams {
         let asked = self.asked_peers();
         let is_left = |peer: &&Arc<Peer>| !asked.contains_key(&Arc::as_ptr(peer));
         self.all_peers().iter().filter(is_left).for_each(|peer| peer.leave());
+        let groups = self.all_groups();
         for peer in asked.into_values() {
             for query in peer.due_probes(now) {
+                groups.iter().filter(|of| of.asks(&peer)).for_each(|of| of.budget().probe(now));
                 let peer = Arc::clone(&peer);
                 probes.spawn(async move { probe_health(&peer, &query).await });
             }
         }
-        for group in self.all_groups().into_iter().filter(|group| group.is_loop_probe_due(now)) {
+        for group in groups.into_iter().filter(|group| group.is_loop_probe_due(now)) {
             probes.spawn(async move {
                 group.find_loops().await;
             });

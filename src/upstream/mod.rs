@@ -316,6 +316,11 @@ impl Group {
         self.successor.get().map_or_else(|| self.members.load(), |next| next.asked())
     }
 
+    /// Tells whether an upstream is among those that are asked.
+    fn asks(&self, peer: &Arc<Peer>) -> bool {
+        self.asked().iter().any(|member| Arc::ptr_eq(&member.peer, peer))
+    }
+
     /// Tells whether every upstream that the group asks counts as down at this moment.
     pub fn is_down(&self) -> bool {
         let is_down = |member: &Member| member.peer.standing() == Standing::Down;

@@ -78,21 +78,31 @@ pub struct Budget {
     start: Instant,
     /// The number of the newest slot, since `start`.
     newest: u64,
-    /// Exchanges and sends, by slot modulo their number.
-    slots: [(u32, u32); SLOTS],
+    /// By their number modulo how many there are.
+    slots: [Slot; SLOTS],
+}
+
+/// What happened in a slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    exchanges: u32,
+    /// Of exchanges.
+    sends: u32,
+    /// Sent in the background to upstreams that are not well.
+    probes: u32,
 }
 
 impl Budget {
     /// Nothing sent yet.
     pub fn new(now: Instant) -> Self {
-        Self { start: now, newest: 0, slots: [(0, 0); SLOTS] }
+        Self { start: now, newest: 0, slots: [Slot::default(); SLOTS] }
     }
 
     /// Counts an exchange and its first send, which is always allowed.
     pub fn begin(&mut self, now: Instant) {
         let slot = self.slot(now);
-        slot.0 += 1;
-        slot.1 += 1;
+        slot.exchanges += 1;
+        slot.sends += 1;
     }
 
     /// Takes one further send, to an upstream of this standing; false when it is not allowed now.
@@ -112,34 +122,39 @@ impl Budget {
 
     /// Counts one further send that is made whatever the budget says.
     pub fn spend(&mut self, now: Instant) {
-        self.slot(now).1 += 1;
+        self.slot(now).sends += 1;
+    }
+
+    /// Counts a probe: exchanges have the less, but for what is always allowed.
+    pub fn probe(&mut self, now: Instant) {
+        self.slot(now).probes += 1;
     }
 
     /// Sends of the second that ends with the newest slot.
     fn lately(&self) -> u32 {
-        let before = self.newest.checked_sub(1).map_or(0, |before| self.slots[place(before)].1);
-        before.saturating_add(self.slots[place(self.newest)].1)
+        let before = self.newest.checked_sub(1).map_or(0, |before| self.slots[place(before)].sends);
+        before.saturating_add(self.slots[place(self.newest)].sends)
     }
 
-    /// Sends of all slots.
+    /// Sends of all slots, probes among them.
     fn sends(&self) -> u32 {
-        self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.1))
+        self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.sends + slot.probes))
     }
 
     /// Exchanges of all slots but the oldest.
     fn exchanges(&self) -> u32 {
-        let all: u32 = self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.0));
+        let all: u32 = self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.exchanges));
         // The place of the next is that of the oldest.
-        all.saturating_sub(self.slots[place(self.newest + 1)].0)
+        all.saturating_sub(self.slots[place(self.newest + 1)].exchanges)
     }
 
     /// The slot of `now`, after those in between were emptied.
-    fn slot(&mut self, now: Instant) -> &mut (u32, u32) {
+    fn slot(&mut self, now: Instant) -> &mut Slot {
         let since = now.saturating_duration_since(self.start).as_millis() / SLOT.as_millis();
         let now = u64::try_from(since).unwrap_or(u64::MAX);
         let passed = now.saturating_sub(self.newest).min(SLOTS as u64);
         for step in 1..=passed {
-            self.slots[place(self.newest + step)] = (0, 0);
+            self.slots[place(self.newest + step)] = Slot::default();
         }
         self.newest = self.newest.max(now);
         &mut self.slots[place(self.newest)]
@@ -274,6 +289,20 @@ mod tests {
         }
         let all: usize = steps.iter().map(|(_, sends)| sends).sum();
         assert!(all > 2400 * 25 * 2, "most of it is used: {all}");
+    }
+
+    #[test]
+    fn probes_count_among_the_sends_and_take_nothing_of_what_is_always_allowed() {
+        let start = crate::clock::now();
+        let mut budget = Budget::new(start);
+        for _ in 0..100 {
+            budget.begin(start);
+            budget.probe(start);
+        }
+        assert_eq!((0..1000).filter(|_| budget.take(Standing::Well, start)).count(), 100);
+        let mut lone = Budget::new(start);
+        (0..1000).for_each(|_| lone.probe(start));
+        assert_eq!((0..1000).filter(|_| lone.take(Standing::Well, start)).count(), 20);
     }
 
     #[test]
