@@ -53,10 +53,10 @@ pub fn order(views: &[View], rng: &mut impl Rng) -> Vec<usize> {
 }
 
 /// What is told apart within the window.
-const SLOT: Duration = Duration::from_millis(500);
+const SLOT: Duration = Duration::from_millis(100);
 
 /// Slots of the ten seconds over which exchanges count.
-const WINDOW: usize = 20;
+const WINDOW: usize = 100;
 
 /// Slots over which sends count: one more, so that no ten seconds, wherever they begin, hold more sends than
 /// three for each of their exchanges.
@@ -71,6 +71,12 @@ const SENDS_WHILE_DOWN: u32 = 2;
 
 /// Sends in a second that are always allowed, so that a lone query may be tried often.
 const SENDS_FLOOR: u32 = 20;
+
+/// Slots of that second: one more, as above.
+const LATELY: u64 = 11;
+
+/// Probes of a second that count among them, at most: where many upstreams are down most of it is left to exchanges.
+const PROBES_LATELY: u32 = 5;
 
 /// Counts exchanges and sends of the last ten seconds, so that retransmissions never flood.
 #[derive(Clone, Debug)]
@@ -125,15 +131,19 @@ impl Budget {
         self.slot(now).sends += 1;
     }
 
-    /// Counts a probe: exchanges have the less, but for what is always allowed.
+    /// Counts a probe: exchanges have the less, but for most of what is always allowed.
     pub fn probe(&mut self, now: Instant) {
         self.slot(now).probes += 1;
     }
 
-    /// Sends of the second that ends with the newest slot.
+    /// Sends of the second that ends with the newest slot, as far as they count for what is always allowed.
     fn lately(&self) -> u32 {
-        let before = self.newest.checked_sub(1).map_or(0, |before| self.slots[place(before)].sends);
-        before.saturating_add(self.slots[place(self.newest)].sends)
+        let slots = (0..LATELY).filter_map(|back| self.newest.checked_sub(back));
+        let (sends, probes) =
+            slots.map(|slot| &self.slots[place(slot)]).fold((0, 0), |sum, slot| {
+                (slot.sends.saturating_add(sum.0), slot.probes.saturating_add(sum.1))
+            });
+        sends.saturating_add(u32::min(probes, PROBES_LATELY))
     }
 
     /// Sends of all slots, probes among them.
@@ -260,7 +270,7 @@ mod tests {
         lone.begin(start);
         let mut taken = 0;
         for second in 1..=5 {
-            let now = start + Duration::from_secs(second);
+            let now = start + 1100 * MS * second;
             taken += (0..100).filter(|_| lone.take(Standing::Down, now)).count();
         }
         assert_eq!(taken, 100, "20 in each second");
@@ -292,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_count_among_the_sends_and_take_nothing_of_what_is_always_allowed() {
+    fn probes_count_among_the_sends_and_take_little_of_what_is_always_allowed() {
         let start = crate::clock::now();
         let mut budget = Budget::new(start);
         for _ in 0..100 {
@@ -302,7 +312,29 @@ mod tests {
         assert_eq!((0..1000).filter(|_| budget.take(Standing::Well, start)).count(), 100);
         let mut lone = Budget::new(start);
         (0..1000).for_each(|_| lone.probe(start));
-        assert_eq!((0..1000).filter(|_| lone.take(Standing::Well, start)).count(), 20);
+        assert_eq!((0..1000).filter(|_| lone.take(Standing::Well, start)).count(), 15);
+    }
+
+    #[test]
+    fn no_second_has_more_than_twenty_sends_where_exchanges_are_few() {
+        let start = crate::clock::now();
+        let mut budget = Budget::new(start);
+        let mut sends = Vec::new();
+        for at in 0..1000u32 {
+            let now = start + 10 * MS * at;
+            let is_new = at % 100 == 0;
+            if is_new {
+                budget.begin(now);
+            }
+            let is_again = budget.take(Standing::Down, now);
+            sends.push(u32::from(is_new) + u32::from(is_again));
+        }
+        for some in sends.windows(100) {
+            // The first send of an exchange is always allowed.
+            assert!(some.iter().sum::<u32>() <= 21, "{some:?}");
+        }
+        let all: u32 = sends.iter().sum();
+        assert!((150..=200).contains(&all), "{all} in ten seconds");
     }
 
     #[test]
