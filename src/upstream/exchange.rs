@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use super::attempt::{Attempt, Outcome, Running};
-use super::candidate::{Candidates, Cut};
+use super::candidate::{Candidate, Candidates, Cut};
 use super::endpoints::Moved;
 use super::health::Standing;
 use super::ports::PortClass;
@@ -365,8 +365,13 @@ impl<'a> Exchange<'a> {
 
     /// Takes one more message to a candidate out of the budget, if there is one.
     fn is_allowed(&self, index: usize) -> bool {
-        let standing = self.candidates.at(index).peer.standing();
-        self.group.budget().take(standing, clock::now())
+        let (now, Candidate { peer, asked, .. }) = (clock::now(), self.candidates.at(index));
+        if *asked == 0 && self.group.successor.get().is_some() {
+            // Whatever the budget says, which the old upstreams may have used up: see `follow_members`.
+            self.group.budget().spend(now);
+            return true;
+        }
+        self.group.budget().take(peer.standing(), now)
     }
 
     /// Tells the upstreams' health which attempts have waited long enough, once each.

@@ -79,7 +79,7 @@ pub enum ExchangeError {
     #[error("the zone has no upstream")]
     NoUpstream,
     /// Nobody answered in time.
-    #[error("no response from {last} and others for {waited:?}")]
+    #[error("no response for {waited:.1?}, the last asked was {last}")]
     Timeout { last: Arc<str>, waited: Duration },
     /// The last upstream tried cannot be reached (ICMP, refused connection, failed handshake).
     #[error("{upstream} cannot be reached: {reason}")]
@@ -87,8 +87,8 @@ pub enum ExchangeError {
     /// Every upstream that answered gave a failure; this is the last one.
     #[error("{upstream} answered {rcode}")]
     Failed { upstream: Arc<str>, rcode: Rcode, ede: Option<Ede> },
-    /// Every source port of the class is in flight, or the limit per upstream is reached.
-    #[error("no source port is free towards {upstream}")]
+    /// Every source port of the class is in flight, every connection is full, or the limit per upstream is reached.
+    #[error("too many queries are in flight towards {upstream}")]
     Overloaded { upstream: Arc<str> },
     /// The probe found that this zone's queries come back to us.
     #[error("{upstream} forwards back to us")]

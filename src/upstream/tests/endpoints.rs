@@ -89,6 +89,29 @@ async fn queries_at_an_upstream_that_a_reload_has_removed_go_to_those_that_are_a
 }
 
 #[tokio::test]
+async fn all_queries_at_a_removed_upstream_move_although_its_silence_has_used_up_the_budget() {
+    let (old, new) = (Scripted::start(silent).await, Scripted::start(well_behaved).await);
+    let (upstreams, _) = upstreams();
+    let before = upstreams.group(&forward(), &[udp(&old)]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..150 {
+        let group = Arc::clone(&before);
+        let query = query(&format!("n{n}.example.org"), Qtype::A);
+        tasks.spawn(async move { group.exchange(&query).await });
+    }
+    // Three for each exchange, or fewer where this takes so long that it counts as down: nothing more is sent for a while.
+    let began = Instant::now();
+    while old.count() < 450 && began.elapsed() < 700 * MS {
+        tokio::time::sleep(MS).await;
+    }
+    let after = upstreams.group(&forward(), &[udp(&new)]);
+    upstreams.succeed(&before, &after);
+    for result in tasks.join_all().await {
+        assert_eq!(result.expect("an answer").upstream.as_ref(), new.address.to_string());
+    }
+}
+
+#[tokio::test]
 async fn an_upstream_that_a_reload_keeps_keeps_its_queries() {
     let one =
         Scripted::start(|seen| [vec![Act::Wait(300 * MS)], well_behaved(seen)].concat()).await;
