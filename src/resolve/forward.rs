@@ -17,11 +17,11 @@ use crate::cache::{Cache, Found, Source};
 use crate::clock;
 use crate::config::TtlBounds;
 use crate::dns::build;
-use crate::dns::ede::{Ede, EdeCode};
 use crate::dns::query::Query;
 use crate::dns::response::{Aging, Encoded};
 use crate::dns::{Qtype, Rcode};
 use crate::metrics::Origin;
+use crate::upstream::verify::STRAY;
 use crate::upstream::{ExchangeError, Received};
 
 /// How long a stub resolver waits for upstreams before it gets a stale answer.
@@ -31,9 +31,6 @@ const STALE_AFTER: Duration = Duration::from_millis(1800);
 
 /// How often who waits for a fresh answer looks whether the upstreams went down meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// What a response that is about other names is reported as.
-const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
 
 /// How often who waits begins anew because the one who asked has vanished.
 const MAX_VANISHED: usize = 3;

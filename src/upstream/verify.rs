@@ -61,7 +61,7 @@ const TO_QUESTION: u16 = 0xc000 | HEADER_LEN as u16;
 const REFERRAL: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream sent a referral");
 
 /// What a response that is about other names is reported as.
-const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
+pub const STRAY: Ede = Ede::new(EdeCode::INVALID_DATA, "the upstream answered about other names");
 
 /// What a response that is cut even on a stream is reported as.
 const CUT_STREAM: Ede = Ede::new(EdeCode::INVALID_DATA, "truncated although sent by TCP");
